@@ -1,0 +1,48 @@
+"""The command line: verbs -> one plain function each. Nothing heavy is imported until a verb runs.
+
+Under `accelerate launch` the same verbs run on several processes: `accelerate launch -m speechssl pretrain ...`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from speechssl.errors import UserError
+
+app = typer.Typer(
+    name="speechssl",
+    help="Pretrain speech encoders on unlabelled audio and fine-tune them with minutes of labels.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _register() -> None:
+    from speechssl.cli import asr, data, train  # each module imports its verbs' work lazily
+
+    app.add_typer(data.manifest_app, name="manifest")
+    app.command("vocab")(data.vocab)
+    for verb in (train.pretrain, train.finetune, train.show):
+        app.command()(verb)
+    for verb in (asr.decode, asr.score):
+        app.command()(verb)
+
+
+def main() -> None:
+    """Runs a verb. A user's mistake (UserError, a full disk, a missing file) is one sentence and exit status 2."""
+    _register()
+    try:
+        app()
+    except UserError as error:
+        sys.exit(_say(str(error)))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(_say(f"{where}{error.strerror or error}."))
+
+
+def _say(sentence: str) -> int:
+    print(f"error: {sentence}", file=sys.stderr)
+    return 2

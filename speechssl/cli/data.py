@@ -1,0 +1,318 @@
+"""`speechssl manifest ...` and `speechssl vocab`: from archives and folders to manifests, splits and a vocabulary."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from speechssl.errors import UserError
+
+if TYPE_CHECKING:
+    from speechssl.data.corpora import Corpus
+    from speechssl.data.manifest import Manifest
+    from speechssl.data.scan import Rules, ScanReport
+
+manifest_app = typer.Typer(
+    help="Make manifests: lists of sound utterances, with a report of what was left out.", no_args_is_help=True
+)
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Manifest to write (.jsonl).")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what another command made.")]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=0, help="Reader processes; 0: one per core.")]
+MinSeconds = Annotated[float, typer.Option(min=0, help="Leave out what is shorter.")]
+MaxSeconds = Annotated[float, typer.Option(min=0.1, help="Leave out (folder: cut at silences) what is longer.")]
+MaxClipped = Annotated[float, typer.Option(min=0, max=1, help="Largest share of samples at full scale.")]
+Root = Annotated[Path | None, typer.Option(help="Where the audio lies now, if not where the list says.")]
+RequireText = Annotated[bool, typer.Option("--require-text", help="Leave out audio without a transcript.")]
+
+
+@manifest_app.command()
+def librispeech(
+    archives: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Archives to download (dev-clean, train-clean-5, ...) or groups: mini, 960h, evaluation, "
+            "limited (Libri-Light's 10 h), all."
+        ),
+    ] = None,
+    data: Annotated[Path, typer.Option(help="Folder that receives archives and speech.")] = Path("data"),
+    folder: Annotated[
+        Path | None, typer.Option(help="Read this folder in LibriSpeech layout; download nothing.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="With --folder: the manifest; else a folder (default: DATA/manifests)."),
+    ] = None,
+    mirror: Annotated[
+        str | None, typer.Option(help="Address to download from; it holds 12/dev-clean.tar.gz, ...")
+    ] = None,
+    keep_archives: Annotated[bool, typer.Option(help="Keep archives once they are unpacked.")] = True,
+    min_seconds: MinSeconds = 0.1,
+    max_seconds: MaxSeconds = 40.0,
+    max_clipped: MaxClipped = 0.01,
+    jobs: Jobs = 0,
+    force: Force = False,
+) -> None:
+    """LibriSpeech, mini LibriSpeech, Libri-Light's limited set, or any folder in their layout."""
+    from speechssl.data.corpora import librispeech as corpus
+    from speechssl.data.scan import Rules
+
+    rules = Rules(min_seconds=min_seconds, max_seconds=max_seconds, max_clipped=max_clipped)
+    if folder is not None:
+        if archives or output is None:
+            raise UserError("with --folder give --output FILE.jsonl and no archives.")
+        made = _make("librispeech", {"folder": folder}, output, rules, lambda: corpus.read(folder), jobs, force)
+        return _next(made)
+    if not archives:
+        raise UserError("name archives to download (for example `mini`), or an existing folder with --folder.")
+    made = None
+    for name in corpus.expand(archives):
+        archive = corpus.ARCHIVES[name]
+        if not archive.folder:
+            corpus.fetch(name, data, mirror=mirror, keep_archive=keep_archives)
+            typer.echo(f"{name}: unpacked below {data}; it holds no utterances, so there is no manifest.")
+            continue
+
+        def read(name: str = name) -> Corpus:
+            return corpus.read(corpus.fetch(name, data, mirror=mirror, keep_archive=keep_archives))
+
+        path = (output or data / "manifests") / f"{name}.jsonl"
+        made = _make("librispeech", {"folder": data / archive.folder}, path, rules, read, jobs, force)
+    _next(made)
+
+
+@manifest_app.command()
+def folder(
+    folder: Annotated[Path, typer.Argument(help="Tree of wav, flac, ogg, opus, mp3, and uncompressed tars of them.")],
+    output: Output,
+    speaker_level: Annotated[
+        int | None, typer.Option(min=1, help="Which folder names the speaker: 1 = the first below FOLDER.")
+    ] = None,
+    transcripts: Annotated[
+        Path | None, typer.Option(help="Table `id or path<TAB>text` (.tsv) or with commas (.csv).")
+    ] = None,
+    require_text: RequireText = False,
+    segment: Annotated[bool, typer.Option(help="Cut recordings longer than --max-seconds at silences.")] = True,
+    detector: Annotated[str, typer.Option(help="Finds the silences: silero, energy, or auto.")] = "auto",
+    min_seconds: MinSeconds = 0.1,
+    max_seconds: MaxSeconds = 30.0,
+    max_clipped: MaxClipped = 0.01,
+    jobs: Jobs = 0,
+    force: Force = False,
+) -> None:
+    """Any tree of audio files: any rate, any channel count, with or without transcripts."""
+    from speechssl.data.corpora import folder as corpus
+    from speechssl.data.scan import Rules
+    from speechssl.data.segment import pick_detector
+
+    rules = Rules(
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+        max_clipped=max_clipped,
+        require_text=require_text,
+        keep_long=segment,
+    )
+    arguments = {"folder": folder, "speaker_level": speaker_level, "transcripts": transcripts}
+    chosen = pick_detector(detector) if segment else None
+
+    def read() -> Corpus:
+        return corpus.read(folder, speaker_level=speaker_level, transcripts=transcripts)
+
+    _next(_make("folder", arguments, output, rules, read, jobs, force, detector=chosen))
+
+
+@manifest_app.command()
+def fairseq(
+    tsv: Annotated[Path, typer.Argument(help="fairseq's list; .wrd or .ltr beside it give the transcripts.")],
+    output: Output,
+    root: Root = None,
+    require_text: RequireText = False,
+    min_seconds: MinSeconds = 0.1,
+    max_seconds: MaxSeconds = 40.0,
+    max_clipped: MaxClipped = 0.01,
+    jobs: Jobs = 0,
+    force: Force = False,
+) -> None:
+    """A fairseq tsv, with its labels."""
+    from speechssl.data.corpora import imports
+    from speechssl.data.scan import Rules
+
+    rules = Rules(min_seconds=min_seconds, max_seconds=max_seconds, max_clipped=max_clipped, require_text=require_text)
+    arguments = {"tsv": tsv, "root": root}
+    _next(_make("fairseq", arguments, output, rules, lambda: imports.read_fairseq(tsv, root=root), jobs, force))
+
+
+@manifest_app.command()
+def lhotse(
+    cuts: Annotated[Path, typer.Argument(help="lhotse's cuts, .jsonl or .jsonl.gz.")],
+    output: Output,
+    root: Root = None,
+    require_text: RequireText = False,
+    min_seconds: MinSeconds = 0.1,
+    max_seconds: MaxSeconds = 40.0,
+    max_clipped: MaxClipped = 0.01,
+    jobs: Jobs = 0,
+    force: Force = False,
+) -> None:
+    """Cuts made with lhotse (which need not be installed)."""
+    from speechssl.data.corpora import imports
+    from speechssl.data.scan import Rules
+
+    rules = Rules(min_seconds=min_seconds, max_seconds=max_seconds, max_clipped=max_clipped, require_text=require_text)
+    arguments = {"cuts": cuts, "root": root}
+    _next(_make("lhotse", arguments, output, rules, lambda: imports.read_lhotse(cuts, root=root), jobs, force))
+
+
+@manifest_app.command()
+def split(
+    manifest: Annotated[Path, typer.Argument(help="Manifest with transcripts.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for 10min-0.jsonl, ..., 1h.jsonl, 10h.jsonl.")],
+    labels: Annotated[
+        list[str] | None, typer.Option(help="10min, 1h, 10h or 100h; repeat it. Default: all that the corpus allows.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Draws the order of speakers and utterances.")] = 0,
+    libri_light: Annotated[
+        Path | None, typer.Option(help="Unpacked librispeech_finetuning: use its published lists.")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Labelled splits: six folds of 10 minutes, 1 hour, 10 hours, 100 hours."""
+    from speechssl.data import splits as rule
+    from speechssl.data.manifest import Manifest
+    from speechssl.data.scan import ScanReport
+
+    whole = Manifest.read(manifest)
+    arguments = {"manifest": manifest, "sha256": hashlib.sha256(manifest.read_bytes()).hexdigest()}
+    if libri_light is None:
+        parts, missing = rule.seeded(whole, seed=seed)
+        arguments |= {"seed": seed}
+    else:
+        parts, missing = rule.libri_light(whole, libri_light)
+        arguments |= {"libri_light": libri_light}
+    done = None
+    for label in labels or list(rule.SECONDS):
+        wanted = rule.names(label)
+        if labels and not any(name in parts for name in wanted):
+            raise rule.SplitError(missing[wanted[0]])
+        for name in wanted:
+            if name not in parts:
+                typer.echo(f"not made: {missing[name]}")
+                continue
+            path = output / f"{name}.jsonl"
+            made_by = _made_by("split", arguments | {"split": name})
+            if not _is_made(path, made_by, force):
+                _write(parts[name], ScanReport.of(parts[name], made_by=made_by), path)
+                typer.echo(f"{path}: {len(parts[name])} utterances, {parts[name].hours * 60:.1f} minutes")
+            done = path
+    if done is None:
+        raise rule.SplitError(next(iter(missing.values())))
+    typer.echo(f"next: speechssl vocab {done} --output vocabulary.json, then speechssl finetune with data.train={done}")
+
+
+def vocab(
+    manifest: Annotated[Path, typer.Argument(help="Manifest of the training set, with transcripts.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Vocabulary to write (.json).")],
+    kind: Annotated[str, typer.Option(help="letters, or sentencepiece units.")] = "letters",
+    case: Annotated[str, typer.Option(help="upper, lower or keep.")] = "upper",
+    punctuation: Annotated[str, typer.Option(help="strip or keep.")] = "strip",
+    size: Annotated[int, typer.Option(min=1, help="Largest number of sentencepiece units.")] = 500,
+    force: Force = False,
+) -> None:
+    """Learn the tokens of the transcripts, from the training set only."""
+    from speechssl.data.manifest import Manifest
+    from speechssl.data.tokens import Tokenizer
+
+    texts = [utterance.text for utterance in Manifest.read(manifest) if utterance.text]
+    tokenizer = Tokenizer.train(texts, kind=kind, case=case, punctuation=punctuation, size=size)  # type: ignore[arg-type]
+    if output.exists() and not force:
+        if Tokenizer.read(output).to_dict() != tokenizer.to_dict():
+            raise UserError(f"{output}: exists and is another vocabulary; choose another name or give --force.")
+        typer.echo(f"{output}: already there, left as it is.")
+    else:
+        tokenizer.write(output)
+        typer.echo(f"{output}: {len(tokenizer)} tokens from {len(texts)} transcripts")
+    typer.echo(f"next: speechssl finetune with data.vocabulary={output} and data.train={manifest}")
+
+
+# ------------------------------------------------------------------------------------------------------------- helpers
+
+
+def _make(
+    command: str,
+    arguments: dict,
+    output: Path,
+    rules: Rules,
+    read: Callable[[], Corpus],
+    jobs: int,
+    force: bool,
+    *,
+    detector: str | None = None,
+) -> Path:
+    """Reads, scans, cuts (with a detector), reports, writes; does nothing if that was done. Returns the manifest."""
+    from dataclasses import asdict, replace
+
+    from rich.console import Console
+
+    from speechssl.data.scan import ScanReport, scan
+    from speechssl.data.segment import segment_long
+
+    made_by = _made_by(command, arguments | asdict(rules) | {"detector": detector})
+    if _is_made(output, made_by, force):
+        return output
+    corpus = read()
+    if command == "librispeech":  # transcripts are expected, unless there are none at all
+        rules = replace(rules, require_text=any(candidate.text for candidate in corpus.candidates))
+    manifest, left_out = scan(corpus, rules, jobs=jobs)
+    if detector is not None:
+        manifest, silent = segment_long(manifest, max_seconds=rules.max_seconds, detector=detector, jobs=jobs)
+        left_out += silent
+    report = ScanReport.of(manifest, left_out, made_by)
+    report.show(Console())
+    if not manifest:
+        why = ", ".join(f"{len(items)} {reason}" for reason, items in report.by_reason().items())
+        raise UserError(f"{output}: not written, no utterance is left ({why}).")
+    _write(manifest, report, output)
+    typer.echo(f"wrote {output} and {_report_path(output)}")
+    return output
+
+
+def _made_by(command: str, arguments: dict) -> dict:
+    plain = {key: str(value.resolve()) if isinstance(value, Path) else value for key, value in arguments.items()}
+    return {"command": f"manifest {command}", "arguments": plain}
+
+
+def _is_made(output: Path, made_by: dict, force: bool) -> bool:
+    """True if this very command made the manifest. Raises UserError if something else did and `force` is not given."""
+    if force or not output.exists():
+        return False
+    try:
+        record = json.loads(_report_path(output).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        record = {}
+    if not isinstance(record, dict) or record.get("made_by") != made_by:
+        raise UserError(
+            f"{output}: exists and was not made by this command with these arguments; choose another name or give --force."
+        )
+    typer.echo(f"{output}: already made, left as it is (--force makes it again)")
+    return True
+
+
+def _write(manifest: Manifest, report: ScanReport, output: Path) -> None:
+    """The report first: a manifest with a report beside it is a finished one."""
+    output.unlink(missing_ok=True)
+    report.write(_report_path(output))
+    manifest.write(output)
+
+
+def _report_path(output: Path) -> Path:
+    return output.with_name(output.name + ".report.json")
+
+
+def _next(manifest: Path | None) -> None:
+    if manifest is not None:
+        typer.echo(f"next: speechssl pretrain with data.train={manifest}, or speechssl manifest split {manifest}")

@@ -1,0 +1,107 @@
+"""Decodes just the needed segment of a file, mixes to mono, resamples. soundfile reads, torchaudio resamples."""
+
+from __future__ import annotations
+
+import io
+from functools import lru_cache
+from math import gcd
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+
+from speechssl.data.manifest import Utterance
+from speechssl.errors import UserError
+
+
+class AudioError(UserError):
+    """Audio that cannot be used. The message names the utterance, the file and the reason."""
+
+
+def read_waveform(utterance: Utterance, sample_rate: int, *, first: int = 0, count: int | None = None) -> Tensor:
+    """The waveform of an utterance, or of a crop of it.
+
+    Seeks to the segment: only the frames that are needed are decoded.
+
+    Args:
+        utterance: where the audio lies.
+        sample_rate: Hz of the result; the file is resampled if it differs.
+        first: first sample of the crop, at `sample_rate`.
+        count: samples of the crop, at `sample_rate`; None: to the end.
+
+    Returns:
+        (T,) float32.
+
+    Raises:
+        AudioError: unreadable, shorter than its manifest says, or not finite.
+    """
+    total = utterance.length_at(sample_rate)
+    count = total - first if count is None else count
+    rate = utterance.sample_rate
+    start = first * rate // sample_rate
+    stop = min(-(-(first + count) * rate // sample_rate), utterance.num_samples)
+    samples = _decode(utterance, utterance.start + start, stop - start)
+    if samples.shape[0] < stop - start:
+        raise AudioError(
+            f"{utterance.audio} ({utterance.id}): ends after {utterance.start + start + samples.shape[0]} samples, "
+            f"{stop - start - samples.shape[0]} before what the manifest says; the file is truncated or was changed: "
+            "make the manifest again."
+        )
+    waveform = torch.from_numpy(samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0])
+    if not torch.isfinite(waveform).all():
+        raise AudioError(f"{utterance.audio} ({utterance.id}): holds samples that are not numbers (NaN or infinity).")
+    return resample(waveform, rate, sample_rate)[:count]
+
+
+def resample(waveform: Tensor, source: int, target: int) -> Tensor:
+    """(T,) at `source` Hz to (ceil(T * target / source),) at `target` Hz: torchaudio's windowed sinc."""
+    if source == target:
+        return waveform
+    divisor = gcd(source, target)
+    return _resampler(source // divisor, target // divisor)(waveform)
+
+
+@lru_cache(maxsize=16)
+def _resampler(source: int, target: int):
+    from torchaudio.transforms import Resample  # the kernel is built once per pair of rates
+
+    return Resample(source, target)
+
+
+def normalize(waveform: Tensor) -> Tensor:
+    """Zero mean and unit variance over time (variance plus 1e-5, as in wav2vec 2.0's layer norm of the input)."""
+    return torch.nn.functional.layer_norm(waveform, waveform.shape[-1:], eps=1e-5)
+
+
+def open_audio(utterance: Utterance) -> soundfile.SoundFile:
+    """Opens the file of an utterance, inside its tar if it is in one. Raises AudioError."""
+    try:
+        if utterance.byte_range is None:
+            return soundfile.SoundFile(utterance.audio)
+        offset, size = utterance.byte_range
+        with open(utterance.audio, "rb") as file:
+            file.seek(offset)
+            return soundfile.SoundFile(io.BytesIO(file.read(size)))
+    except (OSError, soundfile.LibsndfileError, MemoryError) as error:
+        raise AudioError(f"{utterance.audio} ({utterance.id}): cannot be read: {_reason(error)}.") from None
+
+
+def _decode(utterance: Utterance, start: int, count: int) -> np.ndarray:
+    """(count, channels) float32, or fewer rows where the file ends early."""
+    with open_audio(utterance) as file:
+        if file.samplerate != utterance.sample_rate:
+            raise AudioError(
+                f"{utterance.audio} ({utterance.id}): its rate is {file.samplerate} Hz, the manifest says "
+                f"{utterance.sample_rate}; make the manifest again."
+            )
+        try:
+            if start:
+                file.seek(start)
+            return file.read(count, dtype="float32", always_2d=True)
+        except (OSError, soundfile.LibsndfileError) as error:
+            raise AudioError(f"{utterance.audio} ({utterance.id}): cannot be decoded: {_reason(error)}.") from None
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().rstrip(".").replace("Error opening ", "opening ")

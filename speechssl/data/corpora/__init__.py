@@ -1,0 +1,78 @@
+"""A corpus in the wild -> candidates; `speechssl.data.scan` listens to them and makes a manifest of what is sound."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from speechssl.errors import UserError
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+
+
+class CorpusError(UserError):
+    """A corpus that cannot be used. The message names the file, the line and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What may become an utterance: nothing is known yet of the sound itself.
+
+    Attributes:
+        id, audio, byte_range, text, speaker: as in `Utterance`.
+        start: first sample, at the rate of the file.
+        num_samples: samples from there; None: to the end of the file.
+    """
+
+    id: str
+    audio: str
+    byte_range: tuple[int, int] | None = None
+    text: str | None = None
+    speaker: str | None = None
+    start: int = 0
+    num_samples: int | None = None
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Candidates in a fixed order, and what was promised but is not there.
+
+    Attributes:
+        candidates: sorted by path, or in the order of the list they came from.
+        no_audio: (id, file that names it) of each transcript without audio.
+    """
+
+    candidates: tuple[Candidate, ...]
+    no_audio: tuple[tuple[str, str], ...] = ()
+
+
+def walk(folder: str | Path) -> Iterator[Path]:
+    """All files below `folder`, sorted, hidden ones left out; linked folders are entered, each real folder once.
+
+    Raises:
+        CorpusError: `folder` is not a folder.
+    """
+    if not os.path.isdir(folder):
+        raise CorpusError(f"{folder}: no such folder.")
+    seen = set()
+    for parent, folders, files in os.walk(os.path.abspath(folder), followlinks=True):
+        real = os.path.realpath(parent)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        if real not in seen:
+            yield from (Path(parent, name) for name in sorted(files) if not name.startswith("."))
+        seen.add(real)
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file. Raises CorpusError for any other encoding."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path}: not UTF-8 at byte {error.start}; convert it (iconv -t utf-8).") from None
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """Lines of a UTF-8 file. Only a newline ends a line: transcripts may hold other separators of Unicode."""
+    return read_text(path).removesuffix("\n").split("\n")

@@ -1,0 +1,168 @@
+"""Utterances -> `Batch`: reads, crops or pads, normalises, encodes transcripts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from speechssl.batch import Batch
+from speechssl.config import DataConfig
+from speechssl.data.audio import AudioError, normalize, read_waveform
+from speechssl.data.batching import crop_start, plan_epoch
+from speechssl.data.manifest import Manifest, ManifestError
+from speechssl.data.tokens import Tokenizer
+
+
+@dataclass(frozen=True)
+class LoadedBatch:
+    """A batch and the sentences about utterances that could not be read. `batch` is None when none could."""
+
+    batch: Batch | None
+    problems: tuple[str, ...] = ()
+
+    def pin_memory(self) -> LoadedBatch:
+        return self if self.batch is None else replace(self, batch=self.batch.pin_memory())
+
+
+class SpeechDataset(Dataset):
+    """`dataset[epoch, indices]` is a whole micro-batch, so that it is one DataLoader item.
+
+    Utterances outside min_seconds .. max_seconds are left out when it is made (`left_out` counts them; longer ones
+    stay if batches are cropped).
+
+    Args:
+        manifest: what to read.
+        config: rate, lengths, cropping, normalisation.
+        seed: of the crops.
+        tokenizer: to read labels with; None: none are read.
+
+    Raises:
+        ManifestError: nothing is left, or a transcript is missing or has letters outside the vocabulary.
+    """
+
+    def __init__(self, manifest: Manifest, config: DataConfig, *, seed: int = 0, tokenizer: Tokenizer | None = None):
+        rate = config.sample_rate
+        shortest, longest = round(config.min_seconds * rate), round(config.max_seconds * rate)
+        kept = [u for u in manifest if u.length_at(rate) >= shortest and (config.crop or u.length_at(rate) <= longest)]
+        if not kept:
+            raise ManifestError(
+                f"none of {len(manifest)} utterances lasts {config.min_seconds:g} to {config.max_seconds:g} s; "
+                "change data.min_seconds or data.max_seconds, or use another manifest."
+            )
+        self.config, self.seed = config, seed
+        self.utterances = kept
+        self.left_out = len(manifest) - len(kept)
+        full = np.array([u.length_at(rate) for u in kept])
+        self.lengths = np.minimum(full, longest)  # what may be used of each
+        names = {speaker: i for i, speaker in enumerate(manifest.speakers)}
+        self.speakers = None if any(u.speaker is None for u in kept) else [names[u.speaker] for u in kept]
+        self.tokens = None if tokenizer is None else self._encode(tokenizer)
+
+    def _encode(self, tokenizer: Tokenizer) -> list[list[int]]:
+        rows, problems = [], []
+        for utterance in self.utterances:
+            if utterance.text is None:
+                problems.append(f"{utterance.id} has no transcript")
+            elif unknown := tokenizer.unknown(utterance.text):
+                problems.append(f"{utterance.id} has letters outside the vocabulary: {' '.join(sorted(unknown))}")
+            else:
+                rows.append(tokenizer.encode(utterance.text))
+        if problems:
+            more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
+            raise ManifestError(
+                f"{'; '.join(problems[:3])}{more}; correct or remove these lines of the manifest, "
+                "or make the vocabulary from text that holds these letters."
+            )
+        return rows
+
+    def leave_out(self, indices: list[int]) -> None:
+        """Removes utterances by index; their new numbers follow the old order."""
+        gone = set(indices)
+        keep = [i for i in range(len(self)) if i not in gone]
+        if not keep:
+            raise ManifestError(f"none of {len(gone)} utterances can be used.")
+        self.utterances = [self.utterances[i] for i in keep]
+        self.lengths = self.lengths[keep]
+        self.speakers = None if self.speakers is None else [self.speakers[i] for i in keep]
+        self.tokens = None if self.tokens is None else [self.tokens[i] for i in keep]
+        self.left_out += len(gone)
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+    @property
+    def budget(self) -> int:
+        """Largest micro-batch in samples."""
+        return round(self.config.seconds_per_batch * self.config.sample_rate)
+
+    def __getitem__(self, request: tuple[int, np.ndarray]) -> LoadedBatch:
+        epoch, indices = request
+        size = int(self.lengths[indices].min()) if self.config.crop else None
+        waveforms, kept, problems = [], [], []
+        for index in indices.tolist():
+            try:
+                waveforms.append(self._read(index, epoch, size))
+                kept.append(index)
+            except AudioError as error:
+                problems.append(str(error))
+        batch = self._collate(waveforms, kept) if kept else None
+        return LoadedBatch(batch, tuple(problems))
+
+    def _read(self, index: int, epoch: int, size: int | None) -> Tensor:
+        utterance, rate = self.utterances[index], self.config.sample_rate
+        count = int(self.lengths[index]) if size is None else size
+        spare = utterance.length_at(rate) - count
+        first = crop_start(self.seed, epoch, utterance.id, spare) if spare > 0 else 0
+        waveform = read_waveform(utterance, rate, first=first, count=count)
+        return normalize(waveform) if self.config.normalize else waveform
+
+    def _collate(self, waveforms: list[Tensor], indices: list[int]) -> Batch:
+        lengths = torch.tensor([len(w) for w in waveforms])
+        tokens = None if self.tokens is None else [torch.tensor(self.tokens[i]) for i in indices]
+        return Batch(
+            ids=tuple(self.utterances[i].id for i in indices),
+            waveforms=torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True),
+            lengths=lengths,
+            padded=bool((lengths != lengths[0]).any()),
+            tokens=None if tokens is None else torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True),
+            token_lengths=None if tokens is None else torch.tensor([len(t) for t in tokens]),
+            speakers=None if self.speakers is None else torch.tensor([self.speakers[i] for i in indices]),
+        )
+
+
+def load(
+    dataset: SpeechDataset, requests: Iterable, *, workers: int, pin_memory: bool = False
+) -> Iterator[LoadedBatch]:
+    """Reads requests (epoch, indices) in order, ahead of time in `workers` processes."""
+    return iter(
+        DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=requests,
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            pin_memory=pin_memory,
+        )
+    )
+
+
+def padded_batches(
+    manifest: Manifest, config: DataConfig, *, seconds_per_batch: float, tokenizer: Tokenizer | None = None
+) -> Iterator[LoadedBatch]:
+    """Whole utterances, each once, in batches of similar length: for decoding and measuring. Nothing is left out."""
+    longest = max(u.length_at(config.sample_rate) for u in manifest) / config.sample_rate
+    config = replace(
+        config,
+        crop=False,
+        min_seconds=1e-4,
+        max_seconds=longest + 1,
+        seconds_per_batch=max(seconds_per_batch, longest + 1),
+    )
+    dataset = SpeechDataset(manifest, config, tokenizer=tokenizer)
+    requests = [(0, indices) for indices in plan_epoch(dataset.lengths, dataset.budget, seed=0, epoch=0, crop=False)]
+    return load(dataset, requests, workers=config.workers)

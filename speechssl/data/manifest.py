@@ -1,0 +1,181 @@
+"""`Manifest`: a list of utterances as JSON lines, one object a line.
+
+    {"id": "84-121123-0000", "audio": "dev-clean/84/121123/84-121123-0000.flac", "num_samples": 67280,
+     "sample_rate": 16000, "speaker": "84", "text": "GO DO YOU HEAR"}
+
+`audio` is absolute or relative to the manifest's folder. `start` says where the utterance begins inside a longer
+recording; `byte_range` says where the file lies inside an uncompressed tar. Nothing is ever copied.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from speechssl.errors import UserError
+
+MAX_LINE = 1_000_000  # characters; a longer line is not a manifest's
+
+
+class ManifestError(UserError):
+    """A manifest that cannot be used. The message names the file, the line and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One stretch of speech: an audio file, or a segment of one.
+
+    Attributes:
+        id: unique in its manifest.
+        audio: path of the file (or of the tar that holds it).
+        num_samples: length of the segment, at `sample_rate`.
+        sample_rate: of the file, in Hz; readers resample.
+        start: first sample of the segment in the file, at `sample_rate`.
+        byte_range: (offset, size) of the file inside an uncompressed tar, or None.
+        text: transcript, or None.
+        speaker: name, or None.
+    """
+
+    id: str
+    audio: str
+    num_samples: int
+    sample_rate: int
+    start: int = 0
+    byte_range: tuple[int, int] | None = None
+    text: str | None = None
+    speaker: str | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self.num_samples / self.sample_rate
+
+    def length_at(self, sample_rate: int) -> int:
+        """Samples after resampling to `sample_rate` (rounded up, as torchaudio does)."""
+        return -(-self.num_samples * sample_rate // self.sample_rate)
+
+
+_KNOWN = {f.name for f in dataclasses.fields(Utterance)}
+_REQUIRED = ("id", "audio", "num_samples", "sample_rate")
+
+
+@dataclass(frozen=True)
+class Manifest(Sequence):
+    """An immutable list of utterances; audio paths are absolute once read."""
+
+    utterances: tuple[Utterance, ...]
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+    def __getitem__(self, index):
+        return self.utterances[index]
+
+    def __iter__(self) -> Iterator[Utterance]:
+        return iter(self.utterances)
+
+    @property
+    def hours(self) -> float:
+        return sum(u.seconds for u in self.utterances) / 3600
+
+    @property
+    def speakers(self) -> list[str]:
+        return sorted({u.speaker for u in self.utterances if u.speaker is not None})
+
+    def filter(self, keep: Callable[[Utterance], bool]) -> Manifest:
+        return Manifest(tuple(u for u in self.utterances if keep(u)))
+
+    @classmethod
+    def of(cls, utterances: Iterable[Utterance]) -> Manifest:
+        return cls(tuple(utterances))
+
+    @classmethod
+    def read(cls, path: str | Path) -> Manifest:
+        """Reads and validates a manifest. Raises ManifestError with file and line."""
+        path = Path(path)
+        if not path.is_file():
+            raise ManifestError(f"{path}: no such manifest; make one with `speechssl manifest`.")
+        folder = str(path.resolve().parent)
+        utterances, seen = [], {}
+        with path.open(encoding="utf-8", errors="strict") as file:
+            number = 0
+            try:
+                while line := file.readline(MAX_LINE + 1):
+                    number += 1
+                    if not line.strip():
+                        continue
+                    utterance = _parse_line(line, folder)
+                    if utterance.id in seen:
+                        raise ValueError(f"utterance '{utterance.id}' was already on line {seen[utterance.id]}")
+                    seen[utterance.id] = number
+                    utterances.append(utterance)
+            except ValueError as error:
+                raise ManifestError(f"{path}, line {max(number, 1)}: {error}; repair or remove the line.") from None
+        if not utterances:
+            raise ManifestError(f"{path}: holds no utterances.")
+        return cls(tuple(utterances))
+
+    def write(self, path: str | Path, *, relative: bool = False) -> None:
+        """Writes the manifest whole or not at all (temporary file, then rename).
+
+        relative: write audio paths relative to the manifest's folder, so that the tree can be moved.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".part")
+        folder = path.resolve().parent
+        with temporary.open("w", encoding="utf-8") as file:
+            for utterance in self.utterances:
+                file.write(_format_line(utterance, folder if relative else None) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+
+def _format_line(utterance: Utterance, folder: Path | None) -> str:
+    record = {name: getattr(utterance, name) for name in Utterance.__dataclass_fields__}
+    record = {k: v for k, v in record.items() if v is not None and not (k == "start" and v == 0)}
+    if folder is not None:
+        record["audio"] = os.path.relpath(record["audio"], folder)
+    return json.dumps(record, ensure_ascii=False)
+
+
+def _parse_line(line: str, folder: str) -> Utterance:
+    if len(line) > MAX_LINE:
+        raise ValueError(f"longer than {MAX_LINE} characters")
+    try:
+        record = json.loads(line)
+    except (json.JSONDecodeError, RecursionError):
+        raise ValueError("not a JSON object") from None
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    missing = [name for name in _REQUIRED if name not in record]
+    if missing:
+        raise ValueError(f"no {', '.join(missing)}")
+    record = {k: v for k, v in record.items() if k in _KNOWN}  # other columns are the user's own
+    _check_types(record)
+    if record.get("byte_range") is not None:
+        record["byte_range"] = tuple(record["byte_range"])
+    if not os.path.isabs(record["audio"]):
+        record["audio"] = os.path.join(folder, record["audio"])
+    return Utterance(**record)
+
+
+def _check_types(record: dict) -> None:
+    for name in ("id", "audio"):
+        if not isinstance(record[name], str) or not record[name]:
+            raise ValueError(f"{name} must be a text, not {record[name]!r}")
+    for name in ("text", "speaker"):
+        if not isinstance(record.get(name), (str, type(None))):
+            raise ValueError(f"{name} must be a text, not {record[name]!r}")
+    for name, least in (("num_samples", 1), ("sample_rate", 1), ("start", 0)):
+        value = record.get(name, least)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**53:
+            raise ValueError(f"{name} must be a whole number from {least}, not {value!r}")
+    span = record.get("byte_range")
+    valid = isinstance(span, list) and len(span) == 2 and all(type(x) is int and x >= 0 for x in span)
+    if span is not None and not valid:
+        raise ValueError(f"byte_range must be [offset, size], not {span!r}")

@@ -1,0 +1,1 @@
+"""Building blocks: they import torch and nothing of ours but each other."""

@@ -1,0 +1,148 @@
+"""Contrastive predictive coding (van den Oord et al. 2018): a causal context predicts the latents of the next K steps.
+
+Shapes: B utterances, F frames, S = F - K frames that predict, C latent and D context channels, K steps, N negatives.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speechssl.batch import Batch
+from speechssl.nn.context import Block, TransformerConfig
+from speechssl.nn.encoder import Encoder
+from speechssl.nn.lengths import full_lengths
+from speechssl.nn.losses import first_is_right
+from speechssl.nn.negatives import pools_by_group, sample_negatives
+from speechssl.objectives.base import LossOutput, Metric, Objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class CPCConfig:
+    """The paper's numbers; `heads: transformer` and 128 negatives are those of modified CPC (Riviere et al. 2020)."""
+
+    name: Literal["cpc"] = "cpc"
+    num_steps: int = 12
+    num_negatives: int = 128
+    negatives: Literal["utterance", "speaker", "batch"] = "utterance"  # where they come from
+    heads: Literal["linear", "transformer"] = "linear"
+    head_heads: int = 8  # attention heads of a Transformer head
+
+
+class TransformerHead(nn.Module):
+    """A one-layer causal Transformer and a linear map: (B, F, D) -> (B, F, C)."""
+
+    def __init__(self, dim: int, num_heads: int, dim_out: int):
+        super().__init__()
+        config = TransformerConfig(
+            dim=dim, num_heads=num_heads, ffn_dim=4 * dim, num_layers=1, position_groups=1, norm_first=True
+        )
+        self.block = Block(config, causal=True)
+        self.out = nn.Linear(dim, dim_out, bias=False)
+
+    def forward(self, context: Tensor) -> Tensor:
+        return self.out(self.block(context))
+
+
+class CPC(Objective):
+    Config = CPCConfig
+
+    def __init__(self, config: CPCConfig, encoder: Encoder):
+        super().__init__(config, encoder)
+        dim, channels = encoder.dim, encoder.latent_dim
+        if config.heads == "linear":
+            self.heads = nn.ModuleList([nn.Linear(dim, channels * config.num_steps, bias=False)])  # all W_k in one
+        else:
+            self.heads = nn.ModuleList(
+                TransformerHead(dim, config.head_heads, channels) for _ in range(config.num_steps)
+            )
+        self.min_frames = config.num_steps + 1
+        if config.negatives == "speaker":
+            self.needs = frozenset({"speakers"})
+
+    def chance(self) -> dict[str, float]:
+        candidates = self.config.num_negatives + 1
+        return {"infonce": math.log(candidates), "accuracy": 1 / candidates}
+
+    def forward(self, batch: Batch, *, negatives: Tensor | None = None) -> LossOutput:
+        """The sum of InfoNCE over frames and steps (paper, equation 4).
+
+        Args:
+            batch: waveforms; speakers if negatives come from the same speaker.
+            negatives: (B, K, S, N) flattened frames (utterance * F + frame), drawn here if None.
+
+        Raises:
+            ValueError: every utterance is shorter than the steps to predict.
+        """
+        latents, lengths = self.encoder.feature_encoder(batch.waveforms, batch.lengths_or_none)
+        projected, _ = self.encoder.project(latents)
+        context, _ = self.encoder.context(projected, lengths)
+        frames = full_lengths(latents, lengths)
+        steps, size = self.config.num_steps, latents.shape[1] - self.config.num_steps
+        if size < 1:
+            raise ValueError(f"utterances of {latents.shape[1]} frames are too short to predict {steps} steps ahead")
+        ahead = torch.arange(1, steps + 1, device=frames.device)[:, None]  # (K, 1)
+        future = torch.arange(size, device=frames.device) + ahead  # (K, S): frame t + k
+        valid = future < frames[:, None, None]  # (B, K, S)
+
+        predictions = self._predict(context[:, :size])  # (B, K, S, C)
+        own = torch.arange(len(frames), device=frames.device)[:, None, None] * latents.shape[1] + future  # (B, K, S)
+        if negatives is None:
+            negatives = self._draw(batch, frames, latents.shape[1], future)
+        candidates = torch.cat((own[..., None], negatives), -1)  # (B, K, S, N + 1)
+        logits = self._scores(predictions, latents, candidates)[valid]  # (targets, N + 1)
+
+        count = valid.sum().float()
+        loss = F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long), reduction="none")
+        hits = first_is_right(logits.detach())
+        metrics = {
+            "infonce": Metric.mean(loss.sum(), count),
+            "accuracy": Metric.mean(hits.sum(), count),
+            **self._bounds(loss.detach(), valid),
+        }
+        return LossOutput(loss.sum(), count, metrics)
+
+    def _predict(self, context: Tensor) -> Tensor:
+        if self.config.heads == "linear":
+            return self.heads[0](context).unflatten(-1, (self.config.num_steps, -1)).transpose(1, 2)
+        return torch.stack([head(context) for head in self.heads], dim=1)
+
+    def _draw(self, batch: Batch, frames: Tensor, size: int, future: Tensor) -> Tensor:
+        """(B, K, S, N) flattened frames, uniform over the pool without the target."""
+        groups = {"utterance": torch.arange(len(frames), device=frames.device), "speaker": batch.speakers}.get(
+            self.config.negatives, torch.zeros_like(frames)
+        )
+        assert groups is not None  # `needs` was checked
+        pools, pool_sizes, place = pools_by_group(groups, frames, size)
+        own = place[:, future]  # (B, K, S)
+        places = sample_negatives(pool_sizes[:, None, None].expand_as(own), own, self.config.num_negatives)
+        places = places.clamp(max=pools.shape[1] - 1)
+        return pools.gather(1, places.flatten(1)).view_as(places)
+
+    def _scores(self, predictions: Tensor, latents: Tensor, candidates: Tensor) -> Tensor:
+        """z . W_k c / sqrt(C) (equation 3; W_k can absorb the scale) by one product, then a gather of N + 1 scores."""
+        with torch.autocast(latents.device.type, enabled=False):
+            batch, size, channels = latents.shape
+            keys, predictions = latents.float() / channels**0.5, predictions.float()
+            if self.config.negatives == "utterance":  # only its own frames can be candidates
+                offset = torch.arange(batch, device=keys.device)[:, None, None, None] * size
+                scores = torch.einsum("bksc,bfc->bksf", predictions, keys)
+                return scores.gather(3, candidates - offset)
+            scores = torch.einsum("bksc,nc->bksn", predictions, keys.flatten(0, 1))
+            return scores.gather(3, candidates)
+
+    def _bounds(self, loss: Tensor, valid: Tensor) -> dict[str, Metric]:
+        """log N - loss per step: a lower bound on the mutual information, in nats (paper, equation 5)."""
+        step = torch.arange(self.config.num_steps, device=loss.device)[:, None].expand_as(valid)[valid]
+        totals = loss.new_zeros(self.config.num_steps).index_add_(0, step, loss)
+        counts = loss.new_zeros(self.config.num_steps).index_add_(0, step, torch.ones_like(loss))
+        bound = math.log(self.config.num_negatives + 1)
+        return {
+            f"information/{k + 1}": Metric.mean(bound * counts[k] - totals[k], counts[k])
+            for k in range(self.config.num_steps)
+        }

@@ -1,0 +1,59 @@
+"""What a frozen encoder knows about letters: a learned sum of its layers, a small BiGRU and CTC (as in SUPERB).
+
+The encoder never learns, so the score says what pretraining put there and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from speechssl.batch import Batch
+from speechssl.nn.encoder import Encoder
+from speechssl.nn.heads import BiGRU, LayerSum, TokenHead
+from speechssl.nn.lengths import full_lengths
+from speechssl.objectives.transcription import Transcription
+
+
+@dataclass(frozen=True, kw_only=True)
+class CTCProbeConfig:
+    """vocab_size and word_boundary are filled in from the vocabulary."""
+
+    name: Literal["ctc_probe"] = "ctc_probe"
+    vocab_size: int = 0  # with the blank
+    word_boundary: int = -1  # token between words, for WER in validation; -1: none
+    symbols_per_frame: int = 1  # tokens that one encoder frame may spell
+    dim: int = 128  # of the GRU, each direction
+    dropout: float = 0.15  # of the GRU's input and output
+
+    def __post_init__(self):
+        if self.vocab_size < 2:
+            raise ValueError("vocab_size is not set; a vocabulary is needed (data.vocabulary, `speechssl vocab`)")
+
+
+class CTCProbe(Transcription):
+    Config = CTCProbeConfig
+
+    def __init__(self, config: CTCProbeConfig, encoder: Encoder):
+        super().__init__(config, encoder)
+        encoder.requires_grad_(False)
+        self.layer_sum = LayerSum(encoder.num_layers + 1)
+        self.dropout = nn.Dropout(config.dropout)
+        self.recurrent = BiGRU(encoder.dim, config.dim)
+        self.head = TokenHead(2 * config.dim, config.vocab_size, config.symbols_per_frame, config.dropout)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self.encoder.eval()  # no dropout in what does not learn
+        return self
+
+    def log_probs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Log probabilities (B, F * symbols_per_frame, V) and their lengths (B,)."""
+        with torch.no_grad():
+            output = self.encoder(batch.waveforms, batch.lengths_or_none)
+        frames = full_lengths(output.hidden, output.lengths)
+        mixed = self.dropout(self.layer_sum(output.layers))
+        return self.head(self.recurrent(mixed, frames), frames)

@@ -1,0 +1,154 @@
+"""wav2vec 2.0 (Baevski et al. 2020): tell the quantized latent behind a mask from others of the same utterance.
+
+Shapes: B utterances, F frames, M masked frames of the most masked utterance, N masked frames of the batch,
+C latent and D hidden channels, G codebooks of V codes, K negatives.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speechssl.batch import Batch
+from speechssl.nn.encoder import Encoder
+from speechssl.nn.lengths import full_lengths, padding_mask
+from speechssl.nn.losses import contrastive_logits, diversity_loss, first_is_right
+from speechssl.nn.masking import span_mask
+from speechssl.nn.negatives import sample_negatives
+from speechssl.nn.quantize import GumbelQuantizer
+from speechssl.objectives.base import LossOutput, Metric, Objective, scale_gradient
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wav2Vec2Config:
+    """The defaults are Base, LibriSpeech 960 h."""
+
+    name: Literal["wav2vec2"] = "wav2vec2"
+    mask_start_prob: float = 0.065
+    mask_length: int = 10  # frames
+    num_codebooks: int = 2
+    codebook_size: int = 320
+    code_dim: int = 256
+    final_dim: int = 256
+    num_negatives: int = 100
+    logit_temperature: float = 0.1
+    gumbel_start: float = 2.0  # temperature = max(start * decay ** step, end)
+    gumbel_end: float = 0.5
+    gumbel_decay: float = 0.999995
+    diversity_weight: float = 0.1
+    feature_penalty: float = 10.0  # on the mean square of the latents
+    feature_gradient: float = 0.1  # scale of the gradient into the feature encoder
+    quantizer_dropout: float = 0.1  # of the latents that are quantized
+
+
+class Wav2Vec2(Objective):
+    Config = Wav2Vec2Config
+    min_frames = 3  # two spans of one frame, and something to see
+
+    def __init__(self, config: Wav2Vec2Config, encoder: Encoder):
+        super().__init__(config, encoder)
+        self.mask_embedding = nn.Parameter(torch.rand(encoder.dim))
+        self.quantizer = GumbelQuantizer(
+            encoder.latent_dim,
+            num_codebooks=config.num_codebooks,
+            codebook_size=config.codebook_size,
+            code_dim=config.code_dim,
+        )
+        self.quantizer_dropout = nn.Dropout(config.quantizer_dropout)
+        self.target_projection = nn.Linear(config.code_dim, config.final_dim)
+        self.prediction = nn.Linear(encoder.dim, config.final_dim)
+
+    def before_step(self, step: int) -> None:
+        config = self.config
+        self.quantizer.temperature = max(config.gumbel_start * config.gumbel_decay**step, config.gumbel_end)
+
+    def chance(self) -> dict[str, float]:
+        negatives = self.config.num_negatives
+        return {"contrastive": math.log(negatives + 1), "accuracy": 1 / (negatives + 1)}
+
+    def forward(
+        self, batch: Batch, *, mask: Tensor | None = None, negatives: Tensor | None = None, noise: Tensor | None = None
+    ) -> LossOutput:
+        """The sum over masked frames of contrastive + diversity_weight * diversity + feature_penalty * penalty.
+
+        Args:
+            batch: waveforms only.
+            mask: (B, F) bool, drawn here if None.
+            negatives: (B, M, K), places among an utterance's masked frames, drawn here if None.
+            noise: (N, G, V) Gumbel noise, drawn here if None. (These three are given by parity tests.)
+        """
+        latents, lengths = self.encoder.feature_encoder(batch.waveforms, batch.lengths_or_none)
+        frames = full_lengths(latents, lengths)
+        penalty = self._feature_penalty(latents, lengths)
+        projected, normed = self.encoder.project(scale_gradient(latents, self.config.feature_gradient))
+        if mask is None:
+            mask = self.draw_mask(frames, latents.shape[1])
+        masked = torch.where(mask[..., None], self.mask_embedding.to(projected.dtype), projected)
+        hidden, _ = self.encoder.context(masked, lengths)
+
+        # Everything from here on sees masked frames only, gathered to the front of each row.
+        counts = mask.sum(1)  # (B,)
+        where = mask.long().argsort(dim=1, descending=True, stable=True)[:, : int(counts.max())]  # (B, M)
+        valid = ~padding_mask(counts, where.shape[1])
+        predictions = self.prediction(_take(hidden, where))
+        quantized = self.quantizer(self.quantizer_dropout(_take(normed, where)[valid]), noise)
+        vectors = self.target_projection(quantized.vectors)
+        targets = vectors.new_zeros(*where.shape, vectors.shape[-1]).masked_scatter(valid[..., None], vectors)
+        codes = self._code_numbers(quantized.codes, valid)
+        if negatives is None:
+            own = torch.arange(where.shape[1], device=mask.device).expand_as(where)
+            negatives = sample_negatives(counts[:, None], own, self.config.num_negatives)
+            negatives = negatives.clamp(max=where.shape[1] - 1)  # only rows with a lone masked frame, not counted below
+        logits = contrastive_logits(predictions, targets, negatives, self.config.logit_temperature)
+        equal = _take(codes[..., None], negatives.flatten(1)).view_as(negatives) == codes[..., None]
+        logits = torch.cat((logits[..., :1], logits[..., 1:].masked_fill(equal, -torch.inf)), -1)
+        logits = logits[valid & (counts > 1)[:, None]]  # (N, K + 1); a lone masked frame has no negatives
+
+        contrastive = F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long), reduction="sum")
+        count = torch.tensor(float(len(logits)), device=logits.device)
+        diversity = diversity_loss(quantized.probs)
+        loss = contrastive + count * (self.config.diversity_weight * diversity + self.config.feature_penalty * penalty)
+        metrics = {
+            "contrastive": Metric.mean(contrastive, count),
+            "accuracy": Metric.mean(first_is_right(logits.detach()).sum(), count),
+            "diversity": Metric.mean(diversity * count, count),
+            "code_perplexity": Metric(self._histogram(quantized.codes), "perplexity"),
+            "prob_perplexity": Metric(quantized.probs.detach().sum(0), "perplexity"),
+            "feature_penalty": Metric.mean(penalty * count, count),
+            "equal_codes": Metric.mean(equal.float().mean() * count, count),
+            "masked": Metric.mean(counts.sum(), frames.sum()),
+            "temperature": Metric.mean(count * self.quantizer.temperature, count),
+        }
+        return LossOutput(loss, count, metrics)
+
+    def draw_mask(self, frames: Tensor, size: int) -> Tensor:
+        """(B, size) bool; at least two spans, so that every frame has a negative."""
+        config = self.config
+        return span_mask(frames, size, start_prob=config.mask_start_prob, span=config.mask_length, min_spans=2)
+
+    def _feature_penalty(self, latents: Tensor, lengths: Tensor | None) -> Tensor:
+        """Mean square of the latents, before their norm; 0-d."""
+        if lengths is None:
+            return latents.float().square().mean()
+        padding = padding_mask(lengths, latents.shape[1])[..., None]
+        total = latents.float().masked_fill(padding, 0.0).square().sum()
+        return total / (lengths.sum() * latents.shape[-1])
+
+    def _code_numbers(self, codes: Tensor, valid: Tensor) -> Tensor:
+        """(N, G) codes -> (B, M) int64, one number per combination of codes; -1 where nothing is masked."""
+        base = self.config.codebook_size ** torch.arange(codes.shape[1], device=codes.device)
+        numbers = torch.full(valid.shape, -1, device=codes.device)
+        return numbers.masked_scatter(valid, (codes * base).sum(1))
+
+    def _histogram(self, codes: Tensor) -> Tensor:
+        return F.one_hot(codes, self.config.codebook_size).sum(0).float()  # (G, V)
+
+
+def _take(x: Tensor, where: Tensor) -> Tensor:
+    """(B, F, D) at (B, M) -> (B, M, D)."""
+    return x.gather(1, where[..., None].expand(-1, -1, x.shape[-1]))
