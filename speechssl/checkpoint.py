@@ -172,6 +172,11 @@ def restore(state: TrainState, folder: Path, *, scaler=None) -> list[str]:
     return problems
 
 
+def read_config(path: Path) -> Config:
+    """The resolved configuration inside a checkpoint. Raises CheckpointError, ConfigError."""
+    return parse(Config, read_record(path)["config"], source=str(path / "state.json"))
+
+
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Reads a checkpoint, or the best of a run folder, for decoding, probing or export. Raises CheckpointError."""
     path = find_checkpoint(path)

@@ -204,10 +204,14 @@ def read_run(folder: str | Path) -> Config:
     return load(Path(folder) / "config.yaml")
 
 
+def plain(config: Config) -> dict:
+    """The resolved configuration in types that YAML and JSON know (no tuples)."""
+    return TypeAdapter(dict).dump_python(config.to_dict(), mode="json")
+
+
 def write(config: Config, path: str | Path) -> None:
     """Writes the resolved configuration as YAML."""
-    plain = TypeAdapter(dict).dump_python(config.to_dict(), mode="json")
-    Path(path).write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+    Path(path).write_text(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
 
 
 def presets() -> dict[str, str]:

@@ -22,6 +22,7 @@ from speechssl.data.dataset import LoadedBatch, padded_batches
 from speechssl.data.manifest import Manifest, Utterance
 from speechssl.data.tokens import Tokenizer
 from speechssl.errors import UserError
+from speechssl.objectives.transcription import Transcription
 
 
 class DecodeError(UserError):
@@ -57,7 +58,7 @@ def decode_manifest(
 
     Args:
         checkpoint_path: of a fine-tuned encoder.
-        seconds_per_batch: largest batch in seconds of audio, padding included. The texts do not depend on it.
+        seconds_per_batch: largest batch in seconds of audio, padding included. In fp32 the texts do not depend on it.
         device: "cpu", "cuda", "cuda:1", ...; None: a GPU where there is one.
         precision: fp32 or an autocast type.
 
@@ -70,18 +71,19 @@ def decode_manifest(
         raise DecodeError(f"{out_path}: exists and was not made by `speechssl decode`; give another --out.")
     manifest = Manifest.read(manifest_path)
     checkpoint = load_checkpoint(checkpoint_path)
-    tokenizer = checkpoint.tokenizer
-    if tokenizer is None:
+    objective, tokenizer = checkpoint.objective, checkpoint.tokenizer
+    if tokenizer is None or not isinstance(objective, Transcription):
         raise DecodeError(
-            f"{checkpoint_path}: has no vocabulary, so it spells nothing; fine-tune it first (`speechssl finetune`)."
+            f"{checkpoint_path}: was not fine-tuned, so it spells nothing; fine-tune it first (`speechssl finetune`)."
         )
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    objective = checkpoint.objective.to(where).eval()
+    where = _device(device)
+    objective.to(where)
 
     def transcribe(batch: Batch) -> list[str]:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
         with torch.inference_mode(), torch.autocast(where.type, dtype, enabled=dtype is not None):
-            return greedy(*objective.log_probs(batch.to(where)), tokenizer)
+            log_probs, lengths = objective.log_probs(batch.to(where))
+            return greedy(log_probs, lengths, tokenizer)
 
     rate = checkpoint.config.data.sample_rate
     frames = {u.id: objective.encoder.frame_lengths(u.length_at(rate)) for u in manifest}
@@ -126,6 +128,15 @@ def transcribe_all(
                 texts.update(zip(loaded.batch.ids, transcribe(loaded.batch), strict=True))
             progress.update(task, completed=len(texts) + len(problems))
     return texts, problems
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):  # torch says "not compiled with CUDA" by an assertion
+        raise DecodeError(f"device '{name}' is not there; leave --device out to take what there is.") from None
+    return device
 
 
 def _row(utterance: Utterance, text: str, tokenizer: Tokenizer) -> dict[str, str]:

@@ -67,10 +67,11 @@ def librispeech(
         if archives or output is None:
             raise UserError("with --folder give --output FILE.jsonl and no archives.")
         made = _make("librispeech", {"folder": folder}, output, rules, lambda: corpus.read(folder), jobs, force)
-        return _next(made)
+        _next(made)
+        return
     if not archives:
         raise UserError("name archives to download (for example `mini`), or an existing folder with --folder.")
-    made = None
+    last = None
     for name in corpus.expand(archives):
         archive = corpus.ARCHIVES[name]
         if not archive.folder:
@@ -82,8 +83,9 @@ def librispeech(
             return corpus.read(corpus.fetch(name, data, mirror=mirror, keep_archive=keep_archives))
 
         path = (output or data / "manifests") / f"{name}.jsonl"
-        made = _make("librispeech", {"folder": data / archive.folder}, path, rules, read, jobs, force)
-    _next(made)
+        last = _make("librispeech", {"folder": data / archive.folder}, path, rules, read, jobs, force)
+    if last is not None:
+        _next(last)
 
 
 @manifest_app.command()
@@ -211,7 +213,7 @@ def split(
             done = path
     if done is None:
         raise rule.SplitError(next(iter(missing.values())))
-    typer.echo(f"next: speechssl vocab {done} --output vocabulary.json, then speechssl finetune with data.train={done}")
+    typer.echo(f"next: speechssl vocab {done} --output vocabulary.json, then speechssl finetune --train {done} ...")
 
 
 def vocab(
@@ -236,7 +238,7 @@ def vocab(
     else:
         tokenizer.write(output)
         typer.echo(f"{output}: {len(tokenizer)} tokens from {len(texts)} transcripts")
-    typer.echo(f"next: speechssl finetune with data.vocabulary={output} and data.train={manifest}")
+    typer.echo(f"next: speechssl finetune --vocabulary {output} --train {manifest} ...")
 
 
 # ------------------------------------------------------------------------------------------------------------- helpers
@@ -296,7 +298,8 @@ def _is_made(output: Path, made_by: dict, force: bool) -> bool:
         record = {}
     if not isinstance(record, dict) or record.get("made_by") != made_by:
         raise UserError(
-            f"{output}: exists and was not made by this command with these arguments; choose another name or give --force."
+            f"{output}: exists and was not made by this command with these arguments; "
+            "choose another name or give --force."
         )
     typer.echo(f"{output}: already made, left as it is (--force makes it again)")
     return True
@@ -313,6 +316,5 @@ def _report_path(output: Path) -> Path:
     return output.with_name(output.name + ".report.json")
 
 
-def _next(manifest: Path | None) -> None:
-    if manifest is not None:
-        typer.echo(f"next: speechssl pretrain with data.train={manifest}, or speechssl manifest split {manifest}")
+def _next(manifest: Path) -> None:
+    typer.echo(f"next: speechssl pretrain --train {manifest} ..., or speechssl manifest split {manifest} ...")

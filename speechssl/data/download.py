@@ -121,7 +121,7 @@ def extract(archive: str | Path, folder: str | Path, *, progress: bool = True) -
                 else:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with target.open("wb") as file:
-                        shutil.copyfileobj(tar.extractfile(member), file, BLOCK)
+                        shutil.copyfileobj(tar.extractfile(member), file, BLOCK)  # type: ignore[arg-type]
                     files += 1
                 bar.update(task, completed=raw.tell())
     except _DAMAGED as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -26,7 +27,7 @@ from speechssl.data.corpora import Candidate, Corpus
 from speechssl.data.manifest import Manifest, Utterance
 from speechssl.errors import UserError
 
-BLOCK = 1 << 20  # samples (over all channels) decoded at once: a header's claim never allocates anything
+BLOCK = 1 << 16  # samples (over all channels) decoded at once: a header's claim never allocates anything
 FULL_SCALE = 32767 / 32768  # the largest 16-bit sample
 UNKNOWN_LENGTH = 2**63 - 1  # libsndfile's answer where a header says nothing
 FEW = 64  # items that are not worth the start of reader processes
@@ -57,8 +58,8 @@ class Rules:
 
     Attributes:
         min_seconds, max_seconds: shorter and longer recordings are left out.
-        max_clipped: largest share of samples at full scale. Speech that is merely loud stays below 0.1 %, a tone at full
-            scale below 0.5 %; above 1 % the waveform is visibly cut off.
+        max_clipped: largest share of samples at full scale. Speech that is merely loud stays below 0.1 %, a tone at
+            full scale below 0.7 %; above 1 % the waveform is visibly cut off.
         require_text: leave out what has no transcript.
         keep_long: keep recordings without a transcript that are longer than max_seconds, to be cut afterwards.
     """
@@ -95,7 +96,7 @@ class ScanReport:
     @classmethod
     def of(cls, manifest: Manifest, left_out: Iterable[LeftOut] = (), made_by: dict | None = None) -> ScanReport:
         counts, _ = np.histogram([u.seconds for u in manifest], bins=[*HISTOGRAM, np.inf])
-        labels = [f"{low}-{high} s" for low, high in zip(HISTOGRAM, HISTOGRAM[1:], strict=False)]
+        labels = [f"{low}-{high} s" for low, high in itertools.pairwise(HISTOGRAM)]
         labels.append(f"from {HISTOGRAM[-1]} s")
         return cls(
             utterances=len(manifest),
@@ -183,6 +184,8 @@ def parallel(function: Callable, items: Sequence, title: str, jobs: int = 0, pro
     Raises:
         ScanError: a process was killed.
     """
+    if not items:
+        return
     jobs = jobs or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
     console = Console(stderr=True)
     shown = functools.partial(track, description=title, total=len(items), console=console, disable=not progress)
@@ -218,7 +221,7 @@ def check(candidate: Candidate, rules: Rules) -> Utterance | LeftOut:
     if sound.promised >= UNKNOWN_LENGTH:
         return out("unreadable", "its header does not say how long it is; write the file again with a whole header")
     if sound.samples < sound.promised:
-        return out("truncated", f"{sound.samples} of {sound.promised} samples can be decoded")
+        return out("truncated", f"decoding breaks off after about {sound.samples} of {sound.promised} samples")
     if sound.samples == 0:
         return out("empty")
     if not sound.finite:

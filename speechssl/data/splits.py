@@ -18,7 +18,7 @@ from speechssl.errors import UserError
 FOLDS = 6
 SECONDS = {"10min": 600.0, "1h": 3600.0, "10h": 36_000.0, "100h": 360_000.0}
 Splits = tuple[dict[str, Manifest], dict[str, str]]  # those that can be made, and why the others cannot
-TOLERANCE = 0.01  # a corpus that lacks less than this share of a split still gives it
+TOLERANCE = 0.01  # a corpus that lacks at most this share of a split (for 1h: of its last fold) still gives it
 
 
 class SplitError(UserError):
@@ -36,9 +36,9 @@ def seeded(manifest: Manifest, *, seed: int = 0) -> Splits:
     """The splits of any labelled manifest, by a rule of Libri-Light's shape.
 
     The labelled utterances are put in one order that takes the speakers in turn, and the splits are stretches of it:
-    fold k lasts from minute 10 k to 10 (k + 1), "1h" is the six folds, "10h" the first ten hours. So folds are disjoint,
-    larger splits hold the smaller ones, and within a split two speakers differ by at most one utterance as long as both
-    still have some. A split begins and ends at the utterance border nearest to its time.
+    fold k lasts from minute 10 k to 10 (k + 1), "1h" is the six folds, "10h" the first ten hours. So folds are
+    disjoint, larger splits hold the smaller ones, and within a split two speakers differ by at most one utterance as
+    long as both still have some. A split begins and ends at the utterance border nearest to its time.
 
     A pure function of the utterances (in whatever order they are listed) and the seed.
 
@@ -59,12 +59,14 @@ def seeded(manifest: Manifest, *, seed: int = 0) -> Splits:
     stretches |= {label: (0.0, SECONDS[label]) for label in ("1h", "10h", "100h")}
     splits, missing = {}, {}
     for name, (start, stop) in stretches.items():
-        if total >= stop - TOLERANCE * (stop - start):
+        lacking = TOLERANCE * (SECONDS["10min"] if stop <= SECONDS["1h"] else stop)
+        if total >= stop - lacking:
             splits[name] = Manifest.of(order[border(start) : border(stop)])
         else:
             largest = f"the largest available is {list(splits)[-1]}" if splits else "no split is available"
             missing[name] = (
-                f"{name}: {stop / 60:.0f} minutes with transcripts are needed, the manifest has {total / 60:.1f}; {largest}."
+                f"{name}: {stop / 60:.0f} minutes with transcripts are needed, the manifest has {total / 60:.1f}; "
+                f"{largest}."
             )
     return splits, missing
 
@@ -104,22 +106,22 @@ def libri_light(manifest: Manifest, folder: str | Path) -> Splits:
         SplitError: `folder` does not have the published layout.
     """
     lists = _libri_light_ids(Path(folder))
-    hundred = {u.id for u in manifest if "train-clean-100" in PurePath(u.audio).parts}
+    hundred = [u for u in manifest if u.text and "train-clean-100" in PurePath(u.audio).parts]
     splits, missing = {}, {}
     for name, wanted in lists.items():
-        found = manifest.filter(lambda u, wanted=wanted: u.id in wanted and u.text)
+        found = Manifest.of(u for u in manifest if u.id in wanted and u.text)
         if len(found) == len(wanted):
             splits[name] = found
         else:
             absent = min(wanted - {u.id for u in found})
             missing[name] = (
-                f"{name}: {len(wanted) - len(found)} of {len(wanted)} utterances of Libri-Light's list are not in the "
-                f"manifest (for example {absent}); make it from train-clean-100 and train-other-500, or from the folder."
+                f"{name}: {len(wanted) - len(found)} of {len(wanted)} utterances of Libri-Light's list are not there "
+                f"(for example {absent}); make it from train-clean-100 and train-other-500, or from the folder itself."
             )
     if hundred:
-        splits["100h"] = manifest.filter(lambda u: u.id in hundred and u.text)
+        splits["100h"] = Manifest.of(hundred)
     else:
-        missing["100h"] = "100h: the manifest has no audio in a folder train-clean-100."
+        missing["100h"] = "100h: the manifest has no transcribed audio in a folder train-clean-100."
     return splits, missing
 
 

@@ -86,6 +86,11 @@ class Tokenizer:
         """Number of tokens, blank included: the width of the CTC head."""
         return len(self.symbols)
 
+    @property
+    def boundary(self) -> int:
+        """The token between words, or -1: sentencepiece marks words inside its pieces."""
+        return self._ids[BOUNDARY] if self.kind == "letters" else -1
+
     def normalize(self, text: str) -> str:
         """NFC, the case and punctuation rules, one space between words. Normalising twice changes nothing."""
         return normalize_text(text, self.case, self.punctuation)

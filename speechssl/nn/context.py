@@ -168,7 +168,7 @@ class Recurrent(nn.Module):
         super().__init__()
         self.config, self.dim = config, config.dim if config.num_layers else dim_in
         kind = nn.GRU if config.kind == "gru" else nn.LSTM
-        inputs = [dim_in] + [config.dim] * (config.num_layers - 1)
+        inputs = ([dim_in] + [config.dim] * config.num_layers)[: config.num_layers]
         self.blocks = nn.ModuleList(kind(size, config.dim, batch_first=True) for size in inputs)
         self.dropout = nn.Dropout(config.dropout)
 

@@ -83,6 +83,10 @@ class Objective(nn.Module):
         """What each metric is when nothing has been learnt; printed beside it."""
         return {}
 
+    def describe(self) -> list[tuple[str, str]]:
+        """Lines for `speechssl show`, beyond what every objective has."""
+        return []
+
     def impossible_targets(self, lengths: Tensor, tokens: list[list[int]]) -> list[int]:
         """Indices of utterances whose labels cannot be produced from their length in samples (N,)."""
         return []

@@ -71,6 +71,12 @@ class Wav2Vec2(Objective):
         negatives = self.config.num_negatives
         return {"contrastive": math.log(negatives + 1), "accuracy": 1 / (negatives + 1)}
 
+    def describe(self) -> list[tuple[str, str]]:
+        frames = torch.full((64,), 15 * 50)
+        share = span_mask(frames, 750, start_prob=self.config.mask_start_prob, span=self.config.mask_length)
+        codes = f"{self.config.num_codebooks} x {self.config.codebook_size}"
+        return [("masked", f"{share.float().mean():.0%} of the frames"), ("codes", codes)]
+
     def forward(
         self, batch: Batch, *, mask: Tensor | None = None, negatives: Tensor | None = None, noise: Tensor | None = None
     ) -> LossOutput:

@@ -1,11 +1,8 @@
 """CTC's collapse rule, and that a batch gives the same texts as one by one."""
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
-pytest.importorskip("speechssl.checkpoint", reason="decode reads checkpoints")
 
 from speechssl.asr.decode import collapse, greedy
 from speechssl.data.tokens import Tokenizer

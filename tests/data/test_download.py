@@ -52,7 +52,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     server = Server()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield server
     server.shutdown()
@@ -78,15 +78,18 @@ def test_a_broken_line_is_resumed_by_range(server, tmp_path):
 
 
 def test_a_second_run_goes_on_from_the_part(server, tmp_path):
-    server.faults = ["break"]
+    server.faults = ["break", "500"]
     with pytest.raises(DownloadError, match="run again to go on from"):
-        server.faults += ["500"]
         fetch(server, tmp_path, attempts=1)
     assert fetch(server, tmp_path, checksum=MD5).read_bytes() == CONTENT
     assert server.ranges[-1] == f"bytes={len(CONTENT) // 2}-"
 
 
-@pytest.mark.parametrize(("part", "fault"), [(CONTENT, ""), (CONTENT + b"more", ""), (CONTENT[:99], "no range")])
+@pytest.mark.parametrize(
+    ("part", "fault"),
+    [(CONTENT, ""), (CONTENT + b"more", ""), (CONTENT[:99], "no range")],
+    ids=["whole", "too long", "not resumable"],
+)
 def test_parts_that_are_whole_too_long_or_not_resumable(server, tmp_path, part, fault):
     (tmp_path / "corpus.bin.part").write_bytes(part)
     server.faults = [fault]

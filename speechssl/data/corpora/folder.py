@@ -68,7 +68,7 @@ def _members(path: Path, folder: Path) -> list[Candidate]:
                     span = (member.offset_data, member.size)
                     audio.append(Candidate(f"{prefix}/{_stem(name)}", str(path), byte_range=span))
                 elif name.suffix == ".txt":
-                    content = tar.extractfile(member).read(MAX_TEXT)
+                    content = tar.extractfile(member).read(MAX_TEXT)  # type: ignore[union-attr]
                     texts[f"{prefix}/{_stem(name)}"] = " ".join(content.decode("utf-8-sig").split())
     except tarfile.TarError as error:
         raise CorpusError(
@@ -128,7 +128,8 @@ def _read_table(table: Path) -> dict[str, str]:
             key = row[0].strip().removeprefix("./")
             if len(row) < 2:
                 raise CorpusError(
-                    f"{table}, line {rows.line_num}: '{key}' has no text; write `id<TAB>text` (.tsv) or `id,text` (.csv)."
+                    f"{table}, line {rows.line_num}: '{key}' has no text; "
+                    "write `id<TAB>text` (.tsv) or `id,text` (.csv)."
                 )
             if key in texts:
                 raise CorpusError(f"{table}, line {rows.line_num}: '{key}' is there twice; keep one.")

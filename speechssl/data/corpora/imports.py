@@ -94,10 +94,10 @@ def read_lhotse(cuts: str | Path, *, root: str | Path | None = None) -> Corpus:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    opener = gzip.open if path.suffix == ".gz" else open
     number = 0
     try:
-        with opened as file:
+        with opener(path, "rt", encoding="utf-8") as file:
             while line := file.readline(MAX_LINE):
                 number += 1
                 yield line

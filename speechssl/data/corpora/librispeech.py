@@ -118,7 +118,8 @@ def read(folder: str | Path) -> Corpus:
 
     The speaker is the folder two levels above the file. Raises CorpusError.
     """
-    audio, texts = [], {}
+    audio: list[Path] = []
+    texts: dict[str, tuple[str, str]] = {}
     for path in walk(folder):
         if path.suffix.lower() in AUDIO_SUFFIXES:
             audio.append(path)

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# From an archive of speech to a word error rate, stage by stage. Each stage echoes and runs verbs of `speechssl`.
+# Run it again and finished work is not done twice; kill it anywhere and run it again to go on.
+#
+#   recipes/librispeech/run.sh --preset demo
+#   recipes/librispeech/run.sh --preset base-960h --data /corpora --labels 10min --fold 0 --stage 3 --stop-stage 6
+#
+#   --preset NAME      a file of conf/: demo, demo-raw (no download, no GPU), mini, base-960h, large-60k
+#   --data DIR         where corpora and manifests lie          (default: data)
+#   --exp DIR          where runs and results go                (default: exp/NAME)
+#   --labels SPLIT     10min, 1h, 10h or 100h                   (default: 10min)
+#   --fold K           which of the six 10-minute sets          (default: 0)
+#   --stage N, --stop-stage M   from and to which stage         (default: 1 to 9)
+#   --launch CMD       how training starts                      (default: accelerate launch, as configured by you, where
+#                      there is a GPU; else python)
+# Stages: 1 data, 2 manifests, 3 labelled split, 4 vocabulary, 5 pretrain, 6 fine-tune, 7 decode, 8 score, 9 table
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+tools=$here/../../tools
+preset= data=data exp= labels=10min fold=0 stage=1 stop_stage=9 launch=
+while [ $# -gt 0 ]; do
+  case $1 in
+    --preset|--data|--exp|--labels|--fold|--stage|--stop-stage|--launch)
+      [ $# -gt 1 ] || { echo "error: $1 needs a value" >&2; exit 2; }
+      name=${1#--}; printf -v "${name//-/_}" %s "$2"; shift 2;;
+    -h|--help) sed -n '2,20s/^# \{0,1\}//p' "$0"; exit 0;;
+    *) echo "error: unknown option '$1'; see --help" >&2; exit 2;;
+  esac
+done
+[ -f "$here/conf/$preset.conf" ] || {
+  echo "error: no preset '$preset'; choose one of: $(cd "$here/conf" && ls ./*.conf | sed 's|./||; s|.conf||' | xargs)" >&2; exit 2; }
+exp=${exp:-exp/$preset}
+launch=${launch:-python -m}
+source "$here/conf/$preset.conf"   # sets the variables and functions that the stages below use
+mkdir -p "$exp"
+
+run() { echo "+ $*"; "$@"; }
+due() { [ "$stage" -le "$1" ] && [ "$1" -le "$stop_stage" ] && echo "== stage $1: $2"; }
+
+if due 1 "data"; then prepare_data; fi
+if due 2 "manifests"; then make_manifests; fi
+if due 3 "labelled split: $labels"; then make_split; fi
+if due 4 "vocabulary"; then
+  run speechssl vocab "$train_manifest" -o "$exp/vocab.json"
+fi
+if due 5 "pretrain"; then
+  run $launch speechssl pretrain --preset "$pretrain_preset" --train "$unlabelled_manifest" --valid "$dev_manifest" \
+    -o "$exp/pretrain"
+fi
+if due 6 "fine-tune"; then
+  for system in "${systems[@]}"; do
+    fine_tune "$system"
+  done
+fi
+if due 7 "decode"; then
+  for system in "${systems[@]}"; do
+    run speechssl decode "$exp/$system" "$test_manifest" -o "$exp/$system/decode/test.jsonl"
+  done
+fi
+if due 8 "score"; then
+  for system in "${systems[@]}"; do
+    run speechssl score "$exp/$system/decode/test.jsonl" -o "$exp/$system/score"
+  done
+fi
+if due 9 "table"; then
+  run python "$tools/table.py" "$exp" "${systems[@]}"
+fi
