@@ -19,8 +19,10 @@ class Tally:
     def __init__(self):
         self.metrics: dict[str, Metric] = {}
 
-    def add(self, metrics: Mapping[str, Metric]) -> None:
+    def add(self, metrics: Mapping[str, Metric], *, weight: float = 1.0) -> None:
+        """weight 0: does not count, but this rank then holds the same names as the others."""
         for name, metric in metrics.items():
+            metric = Metric(metric.values * weight, metric.kind)
             self.metrics[name] = self.metrics[name] + metric if name in self.metrics else metric
 
     def reduce(self, accelerator) -> dict[str, float]:

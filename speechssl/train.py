@@ -75,13 +75,13 @@ def update(run: Run, tally: Tally, clock: Clock) -> bool:
             output = run.model(batch)
             accelerator.backward(output.loss * counts)
         num_targets += output.num_targets * counts
-        if counts:
-            tally.add({"loss": Metric.mean(output.loss, output.num_targets), **output.metrics})
-            clock.seconds_of_audio += batch.waveforms.shape[1] * len(batch.ids) / config.data.sample_rate
+        tally.add({"loss": Metric.mean(output.loss, output.num_targets), **output.metrics}, weight=counts)
+        clock.seconds_of_audio += counts * batch.waveforms.shape[1] * len(batch.ids) / config.data.sample_rate
     world = accelerator.num_processes
     total, signalled = num_targets, bool(run.stop)
     if world > 1:
-        total, stops = accelerator.reduce(torch.stack((num_targets, num_targets.new_tensor(float(run.stop))))).unbind()
+        stop = num_targets.new_tensor(float(signalled))
+        total, stops = accelerator.reduce(torch.stack((num_targets, stop))).unbind()
         signalled = bool(stops > 0)
     for parameter in objective.frozen():
         parameter.grad = None
@@ -118,8 +118,7 @@ def validate(run: Run) -> None:
         seed_everything(run.config.train.seed, 0, number)
         output = objective(loaded.batch.to(accelerator.device))
         metrics = {"loss": Metric.mean(output.loss, output.num_targets), **output.metrics}
-        idle = 0.0 if not mine else 1.0  # a rank without a batch measures one that does not count
-        tally.add({name: Metric(metric.values * idle, metric.kind) for name, metric in metrics.items()})
+        tally.add(metrics, weight=float(bool(mine)))  # a rank without a batch measures one that does not count
     numbers, state = tally.reduce(accelerator), run.state
     run.report.log("valid", state.step, numbers)
     value = numbers.get(run.config.train.best, numbers["loss"])
@@ -172,5 +171,6 @@ class Clock:
         audio = float(run.accelerator.reduce(audio, reduction="sum"))
         numbers = {k: float(v) for k, v in self.noted.items()}
         numbers |= {"audio_per_second": audio / spent, "wait": self.waited / spent}
+        numbers |= {"seconds": spent, "hours": audio / 3600}  # since the last line: sums over a run survive resumes
         self._restart()
         return numbers

@@ -11,8 +11,7 @@
 #   --labels SPLIT     10min, 1h, 10h or 100h                   (default: 10min)
 #   --fold K           which of the six 10-minute sets          (default: 0)
 #   --stage N, --stop-stage M   from and to which stage         (default: 1 to 9)
-#   --launch CMD       how training starts                      (default: accelerate launch, as configured by you, where
-#                      there is a GPU; else python)
+#   --launch CMD       how training starts; several GPUs: "accelerate launch -m"       (default: "python -m")
 # Stages: 1 data, 2 manifests, 3 labelled split, 4 vocabulary, 5 pretrain, 6 fine-tune, 7 decode, 8 score, 9 table
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -30,38 +29,45 @@ done
 [ -f "$here/conf/$preset.conf" ] || {
   echo "error: no preset '$preset'; choose one of: $(cd "$here/conf" && ls ./*.conf | sed 's|./||; s|.conf||' | xargs)" >&2; exit 2; }
 exp=${exp:-exp/$preset}
-launch=${launch:-python -m}
-source "$here/conf/$preset.conf"   # sets the variables and functions that the stages below use
-mkdir -p "$exp"
+split=$labels
+[ "$labels" != 10min ] || split=10min-$fold
+tuned=$exp/$split   # where fine-tuned systems go
 
 run() { echo "+ $*"; "$@"; }
-due() { [ "$stage" -le "$1" ] && [ "$1" -le "$stop_stage" ] && echo "== stage $1: $2"; }
+stage_is_due() { [ "$stage" -le "$1" ] && [ "$1" -le "$stop_stage" ] && echo "== stage $1: $2"; }
+tune() {   # PRESET --init RUN | --like RUN
+  run $launch speechssl finetune --preset "$1" "$2" "$3" --train "$train_manifest" --valid "$dev_manifest" \
+    --vocabulary "$tuned/vocabulary.json" -o "$tuned/$system"
+}
+source "$here/conf/$preset.conf"   # which corpora, presets and systems: variables and functions for the stages below
 
-if due 1 "data"; then prepare_data; fi
-if due 2 "manifests"; then make_manifests; fi
-if due 3 "labelled split: $labels"; then make_split; fi
-if due 4 "vocabulary"; then
-  run speechssl vocab "$train_manifest" -o "$exp/vocab.json"
+if stage_is_due 1 "data"; then prepare_data; fi
+if stage_is_due 2 "manifests"; then make_manifests; fi
+if stage_is_due 3 "labelled split $split"; then make_split; fi
+if stage_is_due 4 "vocabulary"; then
+  run speechssl vocab "$train_manifest" -o "$tuned/vocabulary.json"
 fi
-if due 5 "pretrain"; then
-  run $launch speechssl pretrain --preset "$pretrain_preset" --train "$unlabelled_manifest" --valid "$dev_manifest" \
+if stage_is_due 5 "pretrain"; then
+  run $launch speechssl pretrain --preset "$pretrain_preset" --train "$pretrain_manifest" --valid "$dev_manifest" \
     -o "$exp/pretrain"
 fi
-if due 6 "fine-tune"; then
+if stage_is_due 6 "fine-tune"; then
+  for system in "${systems[@]}"; do fine_tune "$system"; done
+fi
+if stage_is_due 7 "decode"; then
   for system in "${systems[@]}"; do
-    fine_tune "$system"
+    for set in "${test_sets[@]}"; do
+      run speechssl decode "$tuned/$system" "$manifests/$set.jsonl" -o "$tuned/$system/decode/$set.jsonl"
+    done
   done
 fi
-if due 7 "decode"; then
+if stage_is_due 8 "score"; then
   for system in "${systems[@]}"; do
-    run speechssl decode "$exp/$system" "$test_manifest" -o "$exp/$system/decode/test.jsonl"
+    for set in "${test_sets[@]}"; do
+      run speechssl score "$tuned/$system/decode/$set.jsonl" -o "$tuned/$system/score/$set"
+    done
   done
 fi
-if due 8 "score"; then
-  for system in "${systems[@]}"; do
-    run speechssl score "$exp/$system/decode/test.jsonl" -o "$exp/$system/score"
-  done
-fi
-if due 9 "table"; then
-  run python "$tools/table.py" "$exp" "${systems[@]}"
+if stage_is_due 9 "table"; then
+  run python "$tools/wer_table.py" "$tuned" --pretrain "$exp/pretrain"
 fi

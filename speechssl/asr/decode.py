@@ -5,6 +5,7 @@ Shapes: B utterances, F frames (each frame may spell several tokens: then F coun
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -68,7 +69,7 @@ def decode_manifest(
     """
     out_path = Path(out_path)
     if out_path.exists() and not settings_path(out_path).exists():
-        raise DecodeError(f"{out_path}: exists and was not made by `speechssl decode`; give another --out.")
+        raise DecodeError(f"{out_path}: exists and was not made by `speechssl decode`; give another --output.")
     manifest = Manifest.read(manifest_path)
     checkpoint = load_checkpoint(checkpoint_path)
     objective, tokenizer = checkpoint.objective, checkpoint.tokenizer
@@ -77,6 +78,20 @@ def decode_manifest(
             f"{checkpoint_path}: was not fine-tuned, so it spells nothing; fine-tune it first (`speechssl finetune`)."
         )
     where = _device(device)
+    settings = {
+        "checkpoint": str(checkpoint_path),
+        "step": checkpoint.step,
+        "manifest": str(manifest_path),
+        "manifest_sha256": hashlib.sha256(Path(manifest_path).read_bytes()).hexdigest(),
+        "seconds_per_batch": seconds_per_batch,
+        "precision": precision,
+        "device": where.type,
+        "text_rule": {"case": tokenizer.case, "punctuation": tokenizer.punctuation},
+        "utterances": len(manifest),
+    }
+    if out_path.exists() and _read_settings(out_path) == settings:
+        print(f"{out_path}: already decoded with this checkpoint and these settings, left as it is")
+        return
     objective.to(where)
 
     def transcribe(batch: Batch) -> list[str]:
@@ -97,21 +112,20 @@ def decode_manifest(
     if not texts:
         raise DecodeError(f"{manifest_path}: not one of {len(manifest)} utterances could be decoded: {problems[0]}")
 
-    settings = {
-        "checkpoint": str(checkpoint_path),
-        "step": checkpoint.step,
-        "manifest": str(manifest_path),
-        "seconds_per_batch": seconds_per_batch,
-        "precision": precision,
-        "device": where.type,
-        "text_rule": {"case": tokenizer.case, "punctuation": tokenizer.punctuation},
-        "utterances": len(manifest),
-        "problems": problems,
-    }
-    write_whole(settings_path(out_path), json.dumps(settings, ensure_ascii=False, indent=1) + "\n")
+    record = json.dumps(settings | {"problems": problems}, ensure_ascii=False, indent=1)
+    write_whole(settings_path(out_path), record + "\n")
     lines = (json.dumps(_row(u, texts.get(u.id, ""), tokenizer), ensure_ascii=False) + "\n" for u in manifest)
     write_whole(out_path, "".join(lines))
     _report(problems, len(manifest))
+
+
+def _read_settings(out_path: Path) -> dict:
+    """What made a decoded file, without its problems; empty if that cannot be read."""
+    try:
+        record = json.loads(settings_path(out_path).read_text(encoding="utf-8"))
+        return {key: value for key, value in record.items() if key != "problems"}
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 def transcribe_all(

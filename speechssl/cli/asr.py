@@ -11,7 +11,7 @@ import typer
 def decode(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of a fine-tuned encoder.")],
     manifest: Annotated[Path, typer.Argument(help="Manifest (JSON lines) of what to transcribe.")],
-    out: Annotated[Path, typer.Option(help="Where the texts go: one JSON line per utterance.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the texts go: one JSON line per utterance.")],
     seconds_per_batch: Annotated[float, typer.Option(min=0.1, help="Largest batch in seconds of audio.")] = 60.0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: a GPU if any.")] = None,
     precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Arithmetic of the encoder.")] = "fp32",
@@ -19,14 +19,15 @@ def decode(
     """Transcribe a manifest with a fine-tuned encoder (greedy CTC)."""
     from speechssl.asr.decode import decode_manifest
 
-    decode_manifest(checkpoint, manifest, out, seconds_per_batch=seconds_per_batch, device=device, precision=precision)
-    print(f"Texts: {out}\nNext: speechssl score {out}")
+    decode_manifest(checkpoint, manifest, output, seconds_per_batch=seconds_per_batch, device=device, precision=precision)
+    print(f"Texts: {output}\nnext: speechssl score {output}")
 
 
 def score(
     hypotheses: Annotated[Path, typer.Argument(help="Output of `speechssl decode`.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for score.json, per_utterance.tsv and worst.txt; default: beside it.")
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for score.json, per_utterance.tsv and worst.txt; default: beside it."),
     ] = None,
     manifest: Annotated[
         Path | None, typer.Option(help="Take the references from this manifest, not from the decode file.")
@@ -43,7 +44,7 @@ def score(
 
     from speechssl.asr.score import score_files
 
-    out = out or hypotheses.with_suffix(".score")
+    out = output or hypotheses.with_suffix(".score")
     result = score_files(hypotheses, out, manifest=manifest, vocabulary=vocabulary, samples=samples, seed=seed)
     table = Table("WER %", "95% interval", "CER %", "sub", "ins", "del", "words", "utterances")
     table.add_row(

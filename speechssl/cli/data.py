@@ -171,6 +171,26 @@ def lhotse(
 
 
 @manifest_app.command()
+def join(
+    manifests: Annotated[list[Path], typer.Argument(help="Manifests with different utterances.")],
+    output: Output,
+    force: Force = False,
+) -> None:
+    """One manifest of several, for example all of LibriSpeech's training sets."""
+    from speechssl.data.manifest import Manifest
+    from speechssl.data.scan import ScanReport
+
+    made_by = _made_by("join", {"manifests": [str(path.resolve()) for path in manifests]})
+    if not _is_made(output, made_by, force):
+        whole = Manifest.of(utterance for path in manifests for utterance in Manifest.read(path))
+        if len({utterance.id for utterance in whole}) < len(whole):
+            raise UserError(f"{', '.join(map(str, manifests))}: some hold the same utterances; join others.")
+        _write(whole, ScanReport.of(whole, made_by=made_by), output)
+        typer.echo(f"{output}: {len(whole)} utterances, {whole.hours:.2f} h")
+    _next(output)
+
+
+@manifest_app.command()
 def split(
     manifest: Annotated[Path, typer.Argument(help="Manifest with transcripts.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for 10min-0.jsonl, ..., 1h.jsonl, 10h.jsonl.")],

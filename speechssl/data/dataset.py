@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -139,6 +143,8 @@ def load(
     dataset: SpeechDataset, requests: Iterable, *, workers: int, pin_memory: bool = False
 ) -> Iterator[LoadedBatch]:
     """Reads requests (epoch, indices) in order, ahead of time in `workers` processes."""
+    if workers:
+        _end_readers_at_exit()
     return iter(
         DataLoader(
             dataset,
@@ -147,8 +153,21 @@ def load(
             num_workers=workers,
             prefetch_factor=4 if workers else None,
             pin_memory=pin_memory,
+            worker_init_fn=_leave_signals_to_the_trainer,
         )
     )
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    # A scheduler signals every process of a job; a reader that died of it would take the trainer's save along.
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@cache
+def _end_readers_at_exit() -> None:
+    # Python would end them by the signal that they ignore, and wait for ever.
+    atexit.register(lambda: [child.kill() for child in multiprocessing.active_children() if child.daemon])
 
 
 def padded_batches(

@@ -88,7 +88,8 @@ class CPC(Objective):
             raise ValueError(f"utterances of {latents.shape[1]} frames are too short to predict {steps} steps ahead")
         ahead = torch.arange(1, steps + 1, device=frames.device)[:, None]  # (K, 1)
         future = torch.arange(size, device=frames.device) + ahead  # (K, S): frame t + k
-        valid = future < frames[:, None, None]  # (B, K, S)
+        # As in a batch of its own, an utterance predicts from the frames that have all K steps ahead of them.
+        valid = (torch.arange(size, device=frames.device) < frames[:, None, None] - steps).expand(-1, steps, -1)
 
         predictions = self._predict(context[:, :size])  # (B, K, S, C)
         own = torch.arange(len(frames), device=frames.device)[:, None, None] * latents.shape[1] + future  # (B, K, S)
@@ -132,7 +133,8 @@ class CPC(Objective):
             if self.config.negatives == "utterance":  # only its own frames can be candidates
                 offset = torch.arange(batch, device=keys.device)[:, None, None, None] * size
                 scores = torch.einsum("bksc,bfc->bksf", predictions, keys)
-                return scores.gather(3, candidates - offset)
+                own = (candidates - offset).clamp(0, size - 1)  # an utterance without frames has none of its own
+                return scores.gather(3, own)
             scores = torch.einsum("bksc,nc->bksn", predictions, keys.flatten(0, 1))
             return scores.gather(3, candidates)
 

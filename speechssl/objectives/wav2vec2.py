@@ -113,7 +113,8 @@ class Wav2Vec2(Objective):
         logits = contrastive_logits(predictions, targets, negatives, self.config.logit_temperature)
         equal = _take(codes[..., None], negatives.flatten(1)).view_as(negatives) == codes[..., None]
         logits = torch.cat((logits[..., :1], logits[..., 1:].masked_fill(equal, -torch.inf)), -1)
-        logits = logits[valid & (counts > 1)[:, None]]  # (N, K + 1); a lone masked frame has no negatives
+        scored = valid & (counts > 1)[:, None]  # a lone masked frame has no negatives
+        logits = logits[scored]  # (N, K + 1)
 
         contrastive = F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long), reduction="sum")
         count = torch.tensor(float(len(logits)), device=logits.device)
@@ -126,7 +127,7 @@ class Wav2Vec2(Objective):
             "code_perplexity": Metric(self._histogram(quantized.codes), "perplexity"),
             "prob_perplexity": Metric(quantized.probs.detach().sum(0), "perplexity"),
             "feature_penalty": Metric.mean(penalty * count, count),
-            "equal_codes": Metric.mean(equal.float().mean() * count, count),
+            "equal_codes": Metric.mean(equal[scored].float().mean(-1).sum(), count),
             "masked": Metric.mean(counts.sum(), frames.sum()),
             "temperature": Metric.mean(count * self.quantizer.temperature, count),
         }

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from parity import shake
+from tiny import tiny_transformer
 from torch import nn
 
-from parity import shake
 from speechssl.build import seed_everything
 from speechssl.nn.context import (
     Attention,
@@ -16,7 +17,6 @@ from speechssl.nn.context import (
     TransformerConfig,
 )
 from speechssl.nn.lengths import padding_mask
-from tiny import tiny_transformer
 
 
 @pytest.mark.parametrize("kernel", [5, 8])

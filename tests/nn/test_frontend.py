@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from parity import shake
+from tiny import STACK, tiny_encoder
 from torch import nn
 
-from parity import shake
 from speechssl.nn.frontend import LogMelConfig, LogMelEncoder, WaveformConfig, WaveformEncoder, channel_norm
-from tiny import STACK, tiny_encoder
 
 SMALL_MEL = LogMelConfig(num_bins=20, dims=(8, 8))
 

@@ -1,0 +1,76 @@
+"""Negatives: never the positive, never padding, never another group, uniform over the rest."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from speechssl.nn.negatives import pools_by_group, sample_negatives
+
+
+@given(st.lists(st.integers(2, 9), min_size=1, max_size=6), st.integers(1, 20), st.integers(0, 1000))
+def test_never_itself_and_inside_the_pool(sizes, count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    pool_sizes = torch.tensor(sizes)
+    own = (torch.rand(len(sizes), generator=generator) * pool_sizes).long()
+    own[::3] = pool_sizes[::3] - 1  # the last place is the one an off-by-one would lose
+    negatives = sample_negatives(pool_sizes, own, count, generator=generator)
+    assert negatives.shape == (len(sizes), count)
+    assert (negatives != own[:, None]).all()
+    assert (negatives >= 0).all()
+    assert (negatives < pool_sizes[:, None]).all()
+
+
+@pytest.mark.parametrize("own", [-1, 0, 3, 6])
+def test_uniform_over_the_rest(own):
+    size, draws = 7, 21_000
+    negatives = sample_negatives(torch.tensor([size]), torch.tensor([own]), draws)[0]
+    counts = negatives.bincount(minlength=size).float()
+    others = torch.tensor([place for place in range(size) if place != own])
+    expected = draws / len(others)
+    if own >= 0:
+        assert counts[own] == 0
+    assert ((counts[others] - expected).square() / expected).sum() < 22.5  # chi-square, 6 degrees: p = 0.001
+
+
+def test_neighbouring_draws_are_independent():
+    """All pairs of two negatives of one row come equally often."""
+    negatives = sample_negatives(torch.full((9000,), 4), torch.full((9000,), 1), 2)
+    pairs = (negatives[:, 0] * 4 + negatives[:, 1]).bincount(minlength=16).float()
+    pairs = pairs[pairs > 0]
+    assert len(pairs) == 9
+    assert ((pairs - 1000).square() / 1000).sum() < 26.2  # chi-square, 8 degrees: p = 0.001
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 6)), min_size=1, max_size=5),
+    st.integers(0, 3),
+)
+def test_pools_against_loops(utterances, padding):
+    groups, lengths = (torch.tensor(column) for column in zip(*utterances, strict=True))
+    size = max(int(lengths.max()), 1) + padding
+    pools, pool_sizes, place = pools_by_group(groups, lengths, size)
+    assert pools.shape == (len(groups), len(groups) * size)
+    for i in range(len(groups)):
+        allowed = [
+            j * size + frame for j in range(len(groups)) if groups[j] == groups[i] for frame in range(int(lengths[j]))
+        ]
+        assert pool_sizes[i] == len(allowed)
+        assert pools[i, : len(allowed)].tolist() == allowed
+        for frame in range(int(lengths[i])):
+            assert pools[i, place[i, frame]] == i * size + frame
+
+
+def test_pools_and_sampling_together():
+    """Frames drawn for an utterance are valid frames of its own speaker, and not the frame itself."""
+    groups, lengths, size = torch.tensor([5, 8, 5]), torch.tensor([4, 6, 2]), 7
+    pools, pool_sizes, place = pools_by_group(groups, lengths, size)
+    valid = torch.arange(size) < lengths[:, None]
+    drawn = sample_negatives(pool_sizes[:, None].expand_as(place), place, 200)
+    frames = pools.gather(1, drawn.flatten(1)).view_as(drawn)
+    utterance, frame = frames // size, frames % size
+    own = torch.arange(3)[:, None] * size + torch.arange(size)
+    assert (groups[utterance] == groups[:, None, None])[valid].all()
+    assert (frame < lengths[utterance])[valid].all()
+    assert (frames != own[..., None])[valid].all()
+    assert set(frames[0, 0].tolist()) == {1, 2, 3, 14, 15}

@@ -1,0 +1,154 @@
+"""Two processes are one: the same weights, whoever holds which micro-batch; resumes to the bit; nobody waits for ever."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import assert_same_bits, make_corpus, metrics, tensors, tiny_config, tiny_plain, train_here
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch was built without gloo"),
+]
+TIMEOUT = 240  # seconds for all runs on two processes together; they take about 20 on a free core
+UPDATES = 4
+
+# Every job is one call of train(); the last one is told to stop by a signal that only rank 1 receives.
+SCRIPT = """
+import json, os, signal, sys, threading, time
+from pathlib import Path
+from speechssl.config import Config, parse
+from speechssl.train import train
+
+def signal_when_it_runs(log):
+    while not log.exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+for job in json.loads(Path(sys.argv[1]).read_text()):
+    folder = Path(job["folder"])
+    if job["signal"] and os.environ["RANK"] == "1":
+        threading.Thread(target=signal_when_it_runs, args=(folder / "metrics.jsonl",), daemon=True).start()
+    train(parse(Config, job["config"], source="test"), folder, stop_after=job["stop_after"])
+"""
+
+# micro-batches per update on two processes: 3 leave a rank idle in the second round, 1 leaves it idle always
+RUNS = {
+    "cpc": {"kind": "cpc"},
+    "ctc": {"kind": "ctc"},
+    "wav2vec2": {"kind": "wav2vec2", "encoder": {"context": {"layer_drop": 0.5}}},
+    "one-micro-batch": {"kind": "cpc", "train": {"seconds_per_update": 2.5}},
+}
+
+
+def parts(name: str, valid: Path) -> dict:
+    """An epsilon this large keeps Adam from blowing up the last bits of gradients that are nearly zero."""
+    own = {k: v for k, v in RUNS[name].items() if k != "kind"}
+    train = {"updates": UPDATES, "valid_every": 2, "save_every": 2} | own.pop("train", {})
+    return {"data": {"valid": str(valid)}, "optim": {"eps": 1e-3}, "train": train, **own}
+
+
+def on_two_processes(jobs: list[dict], folder: Path) -> tuple[list[int], str]:
+    """Runs SCRIPT twice, as a launcher would; returns the exit statuses and what both printed."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    file = folder / "jobs.json"
+    file.write_text(json.dumps(jobs))
+    root = Path(__file__).resolve().parents[1]
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-c", SCRIPT, str(file)]
+    with (folder / "printed.txt").open("w+") as printed:
+        processes = [
+            subprocess.Popen(
+                command,
+                env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=printed,
+                stderr=subprocess.STDOUT,
+            )
+            for rank in range(2)
+        ]
+        try:
+            ends = time.monotonic() + TIMEOUT
+            while any(process.poll() is None for process in processes) and time.monotonic() < ends:
+                if any(process.poll() not in (None, 0, 75) for process in processes):  # the other would wait for it
+                    break
+                time.sleep(0.05)
+        finally:
+            for process in processes:
+                process.kill()
+        printed.seek(0)
+        return [process.wait() for process in processes], printed.read()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A folder with every run made by one process (one-*), by two (two-*), by two in two pieces (pieces-*) ..."""
+    folder = tmp_path_factory.mktemp("runs")
+    corpus = make_corpus(folder / "train")
+    valid = make_corpus(folder / "valid", (0.6, 0.8, 1.1), name="valid")
+    jobs = []
+    for name, run in RUNS.items():
+        numbers = parts(name, valid.manifest)
+        train_here(tiny_config(run["kind"], corpus, **numbers), folder / f"one-{name}")
+        plain = tiny_plain(run["kind"], corpus, **numbers)
+        places = [("two", None), ("pieces", 2), ("pieces", None)]
+        jobs += [{"config": plain, "folder": f"{folder}/{to}-{name}", "stop_after": stop} for to, stop in places]
+        if name == "ctc":  # ... and one that one process begins and two go on with
+            train_here(tiny_config(run["kind"], corpus, **numbers), folder / "begun-ctc", stop_after=2)
+            jobs.append({"config": plain, "folder": f"{folder}/begun-ctc", "stop_after": None})
+    endless = tiny_plain("cpc", corpus, train={"updates": 1_000_000, "valid_every": 1_000_000, "save_every": 1_000_000})
+    jobs.append({"config": endless, "folder": f"{folder}/endless", "stop_after": None, "signal": True})
+    statuses, printed = on_two_processes([{"signal": False, **job} for job in jobs], folder)
+    assert statuses == [75, 75], printed
+    return folder
+
+
+def last(run: Path) -> Path:
+    return run / "checkpoints" / f"step-{UPDATES:08d}"
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_are_one(runs, name):
+    one, two = tensors(last(runs / f"one-{name}")), tensors(last(runs / f"two-{name}"))
+    assert one.keys() == two.keys()
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], rtol=1e-5, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_metrics_count_every_target_once(runs, name):
+    """Also in validation, where three utterances fall unequally on two processes."""
+    one, two = metrics(runs / f"one-{name}"), metrics(runs / f"two-{name}")
+    assert [line["split"] for line in one].count("valid") == 2
+    assert len(one) == len(two)
+    for left, right in zip(one, two, strict=True):
+        assert left.pop("split") == right.pop("split")
+        assert left == pytest.approx(right, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_resume_on_two_processes_is_exact(runs, name):
+    assert_same_bits(last(runs / f"two-{name}"), last(runs / f"pieces-{name}"))
+    assert metrics(runs / f"two-{name}") == metrics(runs / f"pieces-{name}")
+
+
+def test_a_run_may_go_on_with_more_processes(runs):
+    one, two = tensors(last(runs / "one-ctc")), tensors(last(runs / "begun-ctc"))
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], rtol=1e-5, atol=1e-6)
+
+
+def test_a_signal_to_one_rank_stops_both_and_saves(runs):
+    """Both left with status 75 (see `runs`)."""
+    saved = list((runs / "endless" / "checkpoints").glob("step-*"))
+    assert len(saved) == 1

@@ -1,0 +1,67 @@
+"""The table of a recipe's runs: word error rates with intervals, and what each cost.
+
+    python tools/wer_table.py exp/demo/10min-0 --pretrain exp/demo/pretrain
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from speechssl.config import read_run
+
+COLUMNS = ["system", "set", "WER %", "95% interval", "CER %", "updates", "minutes", "pretrained on", "in minutes"]
+
+
+def main(
+    folder: Annotated[Path, typer.Argument(help="Folder of fine-tuned systems, each with score/SET/score.json.")],
+    pretrain: Annotated[Path | None, typer.Option(help="The pretraining run, for its hours and minutes.")] = None,
+) -> None:
+    """Prints the table and writes it as table.md into FOLDER."""
+    rows = [row(path, pretrain) for path in sorted(folder.glob("*/score/*/score.json"))]
+    if not rows:
+        raise SystemExit(f"error: {folder}: no score is there; run the stages before.")
+    rows.sort(key=lambda cells: (cells[1], -float(cells[2])))
+    table = Table(*COLUMNS)
+    for cells in rows:
+        table.add_row(*cells)
+    Console().print(table)
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
+    (folder / "table.md").write_text("".join(f"| {' | '.join(cells)} |\n" for cells in lines))
+    print(f"written to {folder / 'table.md'}")
+
+
+def row(path: Path, pretrain: Path | None) -> list[str]:
+    """The cells of one score."""
+    run = path.parents[2]
+    score, config = json.loads(path.read_text()), read_run(run)
+    learnt = pretrain is not None and config.init
+    minutes, _ = cost(run)
+    pretrain_minutes, hours = cost(pretrain) if learnt and pretrain else (0.0, 0.0)
+    return [
+        run.name,
+        path.parent.name,
+        f"{100 * score['wer']:.1f}",
+        f"{100 * score['low']:.1f} - {100 * score['high']:.1f}",
+        f"{100 * score['cer']:.1f}",
+        str(config.train.updates),
+        f"{minutes:.1f}",
+        f"{hours:.1f} h heard" if learnt else "-",
+        f"{pretrain_minutes:.1f}" if learnt else "-",
+    ]
+
+
+def cost(run: Path) -> tuple[float, float]:
+    """Minutes of training and hours of audio that went through it, over all its sessions."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    train = [line for line in lines if line["split"] == "train"]
+    return sum(line["seconds"] for line in train) / 60, sum(line["hours"] for line in train)
+
+
+if __name__ == "__main__":
+    typer.run(main)
