@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ def build_objective(config: Config) -> Objective:
     cls = find_objective(config.objective["name"])
     numbers = {k: v for k, v in config.objective.items() if ":" not in str(v) or k != "name"}
     source = config.name or "configuration"
-    parsed = parse(cls.Config, numbers, source=source, path="objective")
+    parsed: Any = parse(cls.Config, numbers, source=source, path="objective")
     encoder = parse(EncoderConfig, config.encoder, source=source, path="encoder")
     seed_everything(config.train.seed)
     return cls(parsed, Encoder(encoder))

@@ -239,9 +239,9 @@ def _first(problems: list[str]) -> str:
 
 
 def _optimizer_tensors(state: TrainState) -> dict[str, torch.Tensor]:
-    names = {parameter: name for name, parameter in state.objective.named_parameters()}
     moments = state.optimizer.state
-    return {f"{names[p]}/{key}": value for p, values in moments.items() for key, value in values.items()}
+    named = [(name, moments[p]) for name, p in state.objective.named_parameters() if p in moments]
+    return {f"{name}/{key}": value for name, values in named for key, value in values.items()}
 
 
 def _restore_optimizer(state: TrainState, tensors: dict[str, torch.Tensor]) -> None:

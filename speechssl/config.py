@@ -121,7 +121,7 @@ class Config:
         """Plain data, as written to the run folder and into every checkpoint."""
         return dataclasses.asdict(self)
 
-    def override(self, **parts: Mapping[str, Any]) -> Config:
+    def override(self, **parts: Any) -> Config:
         """A copy with some keys replaced: `config.override(data={"train": path})`."""
         return parse(Config, merge(self.to_dict(), parts), source="override")
 
@@ -156,8 +156,8 @@ def parse(cls: type[T], data: Any, *, source: str, path: str = "") -> T:
 def _value(hint: Any, value: Any, source: str, path: str) -> Any:
     members = [m for m in (typing.get_args(hint) or (hint,)) if dataclasses.is_dataclass(m)]
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    if dataclasses.is_dataclass(hint):
-        return parse(hint, value, source=source, path=path)  # type: ignore[arg-type]
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return parse(hint, value, source=source, path=path)  # type: ignore
     if members and is_union and not (value is None and type(None) in typing.get_args(hint)):
         names = {typing.get_args(typing.get_type_hints(m)["name"])[0]: m for m in members}
         chosen = value.get("name", next(iter(names))) if isinstance(value, Mapping) else None

@@ -40,7 +40,7 @@ def learning_rate(config: OptimConfig, step: int, updates: int) -> float:
     """
     warmup, hold = config.warmup * updates, config.hold * updates
     if step < warmup:
-        return config.lr * (step + 1) / max(warmup, 1.0)
+        return config.lr * min((step + 1) / warmup, 1.0)
     if config.schedule == "tri_stage" and step < warmup + hold:
         return config.lr
     start = warmup + hold if config.schedule == "tri_stage" else warmup

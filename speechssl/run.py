@@ -57,6 +57,10 @@ class Run:
         """Which micro-batch of an update this rank has in a round; `micro_batches` or more: none."""
         return round_ * self.accelerator.num_processes + self.accelerator.process_index
 
+    def close(self) -> None:
+        """Ends the reader processes. They ignore signals, so a process that left without this would wait for them."""
+        self.batches = iter(())
+
     def _stream(self) -> Iterator:
         data, seed = self.data, self.config.train.seed
         place = {"epoch": self.state.epoch, "batch": self.state.batch_in_epoch}
@@ -149,8 +153,8 @@ def _dataset(path: str, config: Config, objective: Objective, tokenizer: Tokeniz
         if impossible:
             names = [dataset.utterances[i].id for i in impossible]
             print(
-                f"{path}: {len(names)} of {len(dataset)} transcripts are longer than their audio can spell and are left "
-                f"out: {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}",
+                f"{path}: {len(names)} of {len(dataset)} transcripts are longer than their audio can spell and are "
+                f"left out: {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}",
                 flush=True,
             )
             dataset.leave_out(impossible)

@@ -8,6 +8,8 @@ import signal
 
 import torch
 
+from speechssl.errors import UserError
+
 REQUEUE = 75  # exit status after SIGTERM or SIGUSR1 (EX_TEMPFAIL): saved, run the same command again
 
 
@@ -42,11 +44,11 @@ class StopSignal:
 
 
 def check_torch() -> None:
-    """torchaudio states no bound on torch; a mismatch fails in the linker. Raises RuntimeError with a clear sentence."""
+    """A torchaudio that does not fit torch fails in the linker, for it declares no bound. Raises UserError instead."""
     try:
         import torchaudio  # noqa: F401
     except (ImportError, OSError) as error:
-        raise RuntimeError(
+        raise UserError(
             f"torchaudio does not work beside torch {torch.__version__} ({str(error).splitlines()[0]}); "
             "install a matching pair, for example `pip install -U torch torchaudio`."
         ) from None

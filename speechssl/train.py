@@ -36,9 +36,17 @@ def train(config: Config, folder: str | Path, *, stop_after: int | None = None) 
         SystemExit: with status REQUEUE, after SIGTERM or SIGUSR1, once the update is finished and saved.
     """
     run = start(config, Path(folder))
-    state, report, accelerator = run.state, run.report, run.accelerator
+    try:
+        _until(run, min(config.train.updates, stop_after or config.train.updates))
+    finally:
+        run.close()
+    return Path(folder) / "checkpoints" / f"step-{run.state.step:08d}"
+
+
+def _until(run: Run, last: int) -> None:
+    """Updates up to number `last`, and what is due after each."""
+    config, state, report, accelerator = run.config, run.state, run.report, run.accelerator
     tally, clock = Tally(), Clock()
-    last = min(config.train.updates, stop_after or config.train.updates)
     while state.step < last:
         signalled = update(run, tally, clock)
         step, ends = state.step, state.step == last
@@ -52,7 +60,6 @@ def train(config: Config, folder: str | Path, *, stop_after: int | None = None) 
             report.say(f"stopped by a signal after update {step}, saved; run the same command again to go on")
             raise SystemExit(REQUEUE)
     accelerator.wait_for_everyone()
-    return Path(folder) / "checkpoints" / f"step-{state.step:08d}"
 
 
 def update(run: Run, tally: Tally, clock: Clock) -> bool:
@@ -167,8 +174,8 @@ class Clock:
 
     def read(self, run: Run) -> dict[str, float]:
         spent = time.perf_counter() - self.began
-        audio = torch.tensor(self.seconds_of_audio, device=run.accelerator.device)
-        audio = float(run.accelerator.reduce(audio, reduction="sum"))
+        own = torch.tensor(self.seconds_of_audio, device=run.accelerator.device)
+        audio = float(run.accelerator.reduce(own, reduction="sum"))
         numbers = {k: float(v) for k, v in self.noted.items()}
         numbers |= {"audio_per_second": audio / spent, "wait": self.waited / spent}
         numbers |= {"seconds": spent, "hours": audio / 3600}  # since the last line: sums over a run survive resumes

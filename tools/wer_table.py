@@ -1,6 +1,6 @@
 """The table of a recipe's runs: word error rates with intervals, and what each cost.
 
-    python tools/wer_table.py exp/demo/10min-0 --pretrain exp/demo/pretrain
+python tools/wer_table.py exp/demo/10min-0 --pretrain exp/demo/pretrain
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ Under `accelerate launch` the same verbs run on several processes: `accelerate l
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import typer
 
@@ -25,9 +26,8 @@ def _register() -> None:
 
     app.add_typer(data.manifest_app, name="manifest")
     app.command("vocab")(data.vocab)
-    for verb in (train.pretrain, train.finetune, train.show):
-        app.command()(verb)
-    for verb in (asr.decode, asr.score):
+    verbs: list[Callable[..., None]] = [train.pretrain, train.finetune, asr.decode, asr.score, train.show]
+    for verb in verbs:
         app.command()(verb)
 
 

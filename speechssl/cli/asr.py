@@ -19,7 +19,9 @@ def decode(
     """Transcribe a manifest with a fine-tuned encoder (greedy CTC)."""
     from speechssl.asr.decode import decode_manifest
 
-    decode_manifest(checkpoint, manifest, output, seconds_per_batch=seconds_per_batch, device=device, precision=precision)
+    decode_manifest(
+        checkpoint, manifest, output, seconds_per_batch=seconds_per_batch, device=device, precision=precision
+    )
     print(f"Texts: {output}\nnext: speechssl score {output}")
 
 
@@ -27,7 +29,9 @@ def score(
     hypotheses: Annotated[Path, typer.Argument(help="Output of `speechssl decode`.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder for score.json, per_utterance.tsv and worst.txt; default: beside it."),
+        typer.Option(
+            "--output", "-o", help="Folder for score.json, per_utterance.tsv and worst.txt; default: beside it."
+        ),
     ] = None,
     manifest: Annotated[
         Path | None, typer.Option(help="Take the references from this manifest, not from the decode file.")

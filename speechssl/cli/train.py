@@ -72,7 +72,9 @@ def finetune(
 
 
 def show(
-    preset: Annotated[str | None, typer.Argument(help="Preset, .yaml file or run folder; none: list the presets.")] = None,
+    preset: Annotated[
+        str | None, typer.Argument(help="Preset, .yaml file or run folder; none: list the presets.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Print a preset in full, with its size, frame rate, receptive field and batch; or list the presets."""

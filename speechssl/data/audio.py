@@ -59,7 +59,10 @@ def resample(waveform: Tensor, source: int, target: int) -> Tensor:
     if source == target:
         return waveform
     divisor = gcd(source, target)
-    return _resampler(source // divisor, target // divisor)(waveform)
+    wanted = -(-len(waveform) * target // source)
+    # torchaudio works out the length of its result in single precision, which may come out short: give it some silence.
+    longer = torch.nn.functional.pad(waveform, (0, 4 * source // divisor))
+    return _resampler(source // divisor, target // divisor)(longer)[:wanted]
 
 
 @lru_cache(maxsize=16)

@@ -64,7 +64,8 @@ class SpeechDataset(Dataset):
         full = np.array([u.length_at(rate) for u in kept])
         self.lengths = np.minimum(full, longest)  # what may be used of each
         names = {speaker: i for i, speaker in enumerate(manifest.speakers)}
-        self.speakers = None if any(u.speaker is None for u in kept) else [names[u.speaker] for u in kept]
+        known = [names[u.speaker] for u in kept if u.speaker is not None]
+        self.speakers = known if len(known) == len(kept) else None
         self.tokens = None if tokenizer is None else self._encode(tokenizer)
 
     def _encode(self, tokenizer: Tokenizer) -> list[list[int]]:
@@ -127,7 +128,7 @@ class SpeechDataset(Dataset):
 
     def _collate(self, waveforms: list[Tensor], indices: list[int]) -> Batch:
         lengths = torch.tensor([len(w) for w in waveforms])
-        tokens = None if self.tokens is None else [torch.tensor(self.tokens[i]) for i in indices]
+        tokens = None if self.tokens is None else [torch.tensor(self.tokens[i], dtype=torch.long) for i in indices]
         return Batch(
             ids=tuple(self.utterances[i].id for i in indices),
             waveforms=torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True),
@@ -167,7 +168,12 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
 @cache
 def _end_readers_at_exit() -> None:
     # Python would end them by the signal that they ignore, and wait for ever.
-    atexit.register(lambda: [child.kill() for child in multiprocessing.active_children() if child.daemon])
+    def end() -> None:
+        for child in multiprocessing.active_children():
+            if child.daemon:
+                child.kill()
+
+    atexit.register(end)
 
 
 def padded_batches(

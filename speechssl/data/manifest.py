@@ -99,7 +99,8 @@ class Manifest(Sequence):
         if not path.is_file():
             raise ManifestError(f"{path}: no such manifest; make one with `speechssl manifest`.")
         folder = str(path.resolve().parent)
-        utterances, seen = [], {}
+        utterances: list[Utterance] = []
+        seen: dict[str, int] = {}  # id -> line
         with path.open(encoding="utf-8", errors="strict") as file:
             number = 0
             try:

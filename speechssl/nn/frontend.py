@@ -111,7 +111,7 @@ class ConvStack(nn.Module):
     def __init__(self, dim_in, dims, kernels, strides, *, bias: bool, norm: str):
         super().__init__()
         self.kernels, self.strides = tuple(kernels), tuple(strides)
-        inputs = (dim_in, *dims[:-1])
+        inputs = (dim_in, *dims)[: len(dims)]
         norms = [norm if norm == "layer" or i == 0 else "none" for i in range(len(dims))]
         self.layers = nn.ModuleList(
             ConvLayer(c_in, c_out, k, s, bias=bias, norm=n)
@@ -125,36 +125,47 @@ class ConvStack(nn.Module):
         return x, lengths
 
 
-class WaveformEncoder(nn.Module):
-    """(B, T) waveforms -> (B, F, C) latents."""
+class FeatureEncoder(nn.Module):
+    """(B, T) waveforms -> (B, F, C) latents, by unpadded windows of `kernels` and `strides`."""
 
-    def __init__(self, config: WaveformConfig):
+    def __init__(self, dim: int, kernels: tuple[int, ...], strides: tuple[int, ...]):
         super().__init__()
-        self.convolutions = ConvStack(
-            1, config.dims, config.kernels, config.strides, bias=config.bias, norm=config.norm
-        )
-        self.dim = config.dims[-1]
-        self.kernels, self.strides = config.kernels, config.strides
-        self.hop = math.prod(config.strides)
+        self.dim, self.kernels, self.strides = dim, kernels, strides
+        self.hop = math.prod(strides)  # samples per frame
+        self.receptive_field = receptive_field(kernels, strides)  # samples that one frame sees
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Returns latents (B, F, C) and their lengths (B,) in frames, or None when nothing is padded."""
-        return self.convolutions(waveforms.unsqueeze(-1), lengths)
+        raise NotImplementedError
 
     def frame_lengths(self, lengths):
         """Frames of an utterance of `lengths` samples: an int, or (B,)."""
         return conv_lengths(lengths, self.kernels, self.strides)
 
-    @property
-    def receptive_field(self) -> int:
-        return receptive_field(self.kernels, self.strides)
+
+class WaveformEncoder(FeatureEncoder):
+    """Convolutions on the waveform itself."""
+
+    def __init__(self, config: WaveformConfig):
+        super().__init__(config.dims[-1], config.kernels, config.strides)
+        self.convolutions = ConvStack(
+            1, config.dims, config.kernels, config.strides, bias=config.bias, norm=config.norm
+        )
+
+    def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Returns latents (B, F, C) and their lengths (B,) in frames, or None when nothing is padded."""
+        return self.convolutions(waveforms.unsqueeze(-1), lengths)
 
 
-class LogMelEncoder(nn.Module):
-    """(B, T) waveforms -> log-mel -> (B, F, C) latents."""
+class LogMelEncoder(FeatureEncoder):
+    """Log-mel filterbank, then convolutions."""
+
+    bank: Tensor  # (window / 2 + 1, num_bins)
+    taper: Tensor  # (window,)
 
     def __init__(self, config: LogMelConfig):
-        super().__init__()
+        kernels, strides = (config.window, *config.kernels), (config.hop, *config.strides)
+        super().__init__((config.num_bins, *config.dims)[-1], kernels, strides)
         from torchaudio.functional import melscale_fbanks
 
         self.config = config
@@ -166,9 +177,6 @@ class LogMelEncoder(nn.Module):
         self.convolutions = ConvStack(
             config.num_bins, config.dims, config.kernels, config.strides, bias=True, norm="layer"
         )
-        self.dim = config.dims[-1] if config.dims else config.num_bins
-        self.kernels, self.strides = (config.window, *config.kernels), (config.hop, *config.strides)
-        self.hop = math.prod(self.strides)
 
     def log_mel(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """(B, T) -> (B, N, num_bins), zero mean and unit variance per utterance and bin over its valid windows."""
@@ -184,16 +192,14 @@ class LogMelEncoder(nn.Module):
         """Returns latents (B, F, C) and their lengths (B,) in frames, or None when nothing is padded."""
         return self.convolutions(*self.log_mel(waveforms, lengths))
 
-    frame_lengths = WaveformEncoder.frame_lengths
-    receptive_field = WaveformEncoder.receptive_field
 
-
-def build_feature_encoder(config: WaveformConfig | LogMelConfig) -> WaveformEncoder | LogMelEncoder:
+def build_feature_encoder(config: WaveformConfig | LogMelConfig) -> FeatureEncoder:
     return WaveformEncoder(config) if isinstance(config, WaveformConfig) else LogMelEncoder(config)
 
 
 __all__ = [
     "ConvStack",
+    "FeatureEncoder",
     "LogMelConfig",
     "LogMelEncoder",
     "WaveformConfig",

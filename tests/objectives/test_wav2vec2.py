@@ -162,7 +162,16 @@ def test_an_utterance_that_is_not_masked_and_a_lone_masked_frame_do_not_count():
     assert output.num_targets == 6
     assert output.loss.isfinite()
     assert output.metrics["masked"].result() == pytest.approx(7 / (3 * frames))
+    assert output.metrics["code_perplexity"].values.sum(1).tolist() == [7] * G, "masked frames only are quantized"
     assert all(p.grad.isfinite().all() for p in objective.parameters())
+
+
+def test_a_batch_with_nothing_but_a_lone_masked_frame():
+    mask = torch.zeros(1, model().encoder.frame_lengths(3000), dtype=torch.bool)
+    mask[0, 5] = True
+    output = model()(tiny_batch(3000), mask=mask)
+    assert output.num_targets == 0
+    assert output.loss == 0
 
 
 def test_every_utterance_keeps_two_masked_frames():
