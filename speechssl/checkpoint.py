@@ -8,6 +8,7 @@ checkpoints/best.json                              which step had the best valid
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -151,14 +152,15 @@ def read_record(path: Path) -> dict:
 def restore(state: TrainState, folder: Path, *, scaler=None) -> list[str]:
     """Puts the newest sound checkpoint of `folder` into `state`, if there is one.
 
-    Returns sentences about newer ones that were damaged and passed over. Raises CheckpointError if all are damaged.
+    Returns sentences about newer ones that were damaged; they are renamed, so that the run can save those steps again.
+    Raises CheckpointError if all are damaged.
     """
-    problems: list[str] = []
+    problems: dict[Path, str] = {}
     for path in list_checkpoints(folder):
         try:
             record = read_record(path)
         except CheckpointError as error:
-            problems.append(str(error))
+            problems[path] = str(error)
             continue
         load_weights(state.objective, load_file(path / "objective.safetensors"), str(path))
         _restore_optimizer(state, load_file(path / "optimizer.safetensors"))
@@ -166,10 +168,13 @@ def restore(state: TrainState, folder: Path, *, scaler=None) -> list[str]:
         state.best = record["best"]
         if scaler is not None and record["scaler"]:
             scaler.load_state_dict(record["scaler"])
-        return problems
+        for damaged in problems:
+            with contextlib.suppress(OSError):  # another rank was faster
+                damaged.rename(damaged.with_name(f"damaged-{damaged.name}"))
+        return list(problems.values())
     if problems:
-        raise CheckpointError(f"no checkpoint can be read: {' '.join(problems)}")
-    return problems
+        raise CheckpointError(f"no checkpoint can be read: {' '.join(problems.values())}")
+    return []
 
 
 def read_config(path: Path) -> Config:
@@ -201,26 +206,31 @@ def load_weights(objective: Objective, tensors: dict[str, torch.Tensor], source:
     objective.load_state_dict(tensors)
 
 
-def initialize(objective: Objective, path: str | Path) -> list[str]:
-    """Takes the encoder from another run, and every other weight that has the same name and shape.
+def initialize(objective: Objective, path: str | Path, part: str = "encoder") -> list[str]:
+    """Takes a part of the encoder from another run; with the whole, every other weight of the same name and shape too.
 
-    Returns the names of the other weights taken (mask embedding, heads). Raises CheckpointError if the encoder does not
-    fit.
+    Args:
+        part: "encoder", or "feature_encoder" for its convolutions alone (under another context network).
+
+    Returns:
+        The names of the other weights taken (mask embedding, heads).
+
+    Raises:
+        CheckpointError: the part does not fit.
     """
     path = find_checkpoint(path)
     read_record(path)
     tensors = load_file(path / "objective.safetensors")
     own = objective.state_dict()
-
-    def encoder(weights):
-        return {k: v for k, v in weights.items() if k.startswith("encoder.")}
-
-    problems = _misfits(encoder(own), encoder(tensors))
+    prefix = "encoder." if part == "encoder" else "encoder.feature_encoder."
+    wanted, given = ({k: v for k, v in weights.items() if k.startswith(prefix)} for weights in (own, tensors))
+    problems = _misfits(wanted, given)
     if problems:
-        raise CheckpointError(f"{path}: its encoder does not fit this configuration: {_first(problems)}.")
-    taken = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
-    objective.load_state_dict(taken, strict=False)
-    return [k for k in taken if not k.startswith("encoder.")]
+        raise CheckpointError(f"{path}: its {part} does not fit this configuration: {_first(problems)}.")
+    if part == "encoder":
+        given |= {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
+    objective.load_state_dict(given, strict=False)
+    return [k for k in given if not k.startswith("encoder.")]
 
 
 def _misfits(own: dict, given: dict) -> list[str]:

@@ -111,6 +111,7 @@ class Config:
     name: str = ""
     about: str = ""  # where the numbers come from: paper, configuration
     init: str = ""  # checkpoint to take encoder weights from
+    init_part: Literal["encoder", "feature_encoder"] = "encoder"  # feature_encoder: its convolutions alone
     data: DataConfig = field(default_factory=DataConfig)
     encoder: dict = field(default_factory=dict)
     objective: dict = field(default_factory=dict)
@@ -156,10 +157,10 @@ def parse(cls: type[T], data: Any, *, source: str, path: str = "") -> T:
 def _value(hint: Any, value: Any, source: str, path: str) -> Any:
     members = [m for m in (typing.get_args(hint) or (hint,)) if dataclasses.is_dataclass(m)]
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return parse(hint, value, source=source, path=path)  # type: ignore
-    if members and is_union and not (value is None and type(None) in typing.get_args(hint)):
-        names = {typing.get_args(typing.get_type_hints(m)["name"])[0]: m for m in members}
+    if members and not is_union:
+        return parse(hint, value, source=source, path=path)
+    if members and not (value is None and type(None) in typing.get_args(hint)):
+        names: dict[str, Any] = {typing.get_args(typing.get_type_hints(m)["name"])[0]: m for m in members}
         chosen = value.get("name", next(iter(names))) if isinstance(value, Mapping) else None
         if chosen not in names:
             raise ConfigError(f"{source}: '{path}.name' is {chosen!r}; choose one of {', '.join(names)}.")

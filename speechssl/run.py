@@ -102,7 +102,7 @@ def start(config: Config, folder: Path) -> Run:
         objective.encoder.context.compile()
     checkpoints = folder / "checkpoints"
     resumes = bool(checkpoint.list_checkpoints(checkpoints))
-    taken = checkpoint.initialize(objective, config.init) if config.init and not resumes else []
+    taken = checkpoint.initialize(objective, config.init, config.init_part) if config.init and not resumes else []
     objective.to(accelerator.device)
     state = TrainState(objective, build_optimizer(objective, config.optim))
     problems = checkpoint.restore(state, checkpoints, scaler=accelerator.scaler) if resumes else []
@@ -127,6 +127,8 @@ def _accelerator(config: Config, folder: Path) -> Accelerator:
             accelerator.init_trackers("speechssl", config={"preset": config.name})
     except (ValueError, ImportError) as error:
         raise ConfigError(f"train.precision or train.trackers: {error}") from None
+    if precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would go on in fp32 and say nothing
+        raise ConfigError("train.precision: fp16 needs a GPU; choose bf16 or fp32.")
     return accelerator
 
 
@@ -136,6 +138,8 @@ def _dataset(path: str, config: Config, objective: Objective, tokenizer: Tokeniz
         raise ConfigError("data.train is not set; give a manifest (`speechssl manifest`).")
     if "tokens" in objective.needs and tokenizer is None:
         raise ConfigError("this objective reads transcripts: set data.vocabulary (`speechssl vocab`).")
+    if "tokens" in objective.needs and config.data.crop:
+        raise ConfigError("this objective reads transcripts of whole utterances: set data.crop=false.")
     if "units" in objective.needs:
         raise ConfigError("this objective reads units, and data holds none; make them first.")
     dataset = SpeechDataset(Manifest.read(path), config.data, seed=config.train.seed, tokenizer=tokenizer)
@@ -172,10 +176,12 @@ def _claim(config: Config, folder: Path) -> None:
                 f"{folder}: holds a run with another configuration ({key} is {old.get(key)!r} there and {new[key]!r} "
                 f"here{f', and {len(changed) - 1} more' if len(changed) > 1 else ''}); choose another folder."
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(path.suffix != ".part" for path in folder.iterdir()):
         raise ConfigError(f"{folder}: holds files, and no run of speechssl; choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    write(config, folder / "config.yaml")
+    temporary = folder / "config.yaml.part"  # a full disk must not cost the configuration of a run that goes on
+    write(config, temporary)
+    temporary.replace(folder / "config.yaml")
 
 
 def _flat(data: dict, prefix: str = "") -> dict:
@@ -196,7 +202,7 @@ def _greeting(run: Run, resumes: bool, taken: list[str]) -> list[str]:
     if resumes:
         origin = f"resumed at update {step}"
     elif config.init:
-        origin = f"encoder from {config.init}" + (f" (and {', '.join(taken[:4])})" if taken else "")
+        origin = f"{config.init_part} from {config.init}" + (f" (and {', '.join(taken[:4])})" if taken else "")
     else:
         origin = "from scratch"
     hours = sum(u.seconds for u in data.utterances) / 3600

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def validate(run: Run) -> None:
     numbers, state = tally.reduce(accelerator), run.state
     run.report.log("valid", state.step, numbers)
     value = numbers.get(run.config.train.best, numbers["loss"])
-    if state.best is None or value < state.best:
+    if math.isfinite(value) and (state.best is None or value < state.best):  # nothing would ever be less than NaN
         state.best = value
         save(run)
         if accelerator.is_main_process:

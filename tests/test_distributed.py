@@ -1,4 +1,4 @@
-"""Two processes are one: the same weights, whoever holds which micro-batch; resumes to the bit; nobody waits for ever."""
+"""Two processes are one: the same weights, whoever holds which micro-batch; exact resumes; nobody waits for ever."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import assert_same_bits, make_corpus, metrics, tensors, tiny_config, tiny_plain, train_here
+from tiny_run import ROOT, assert_same_bits, make_corpus, metrics, tensors, tiny_config, tiny_plain, train_here
 
 pytestmark = [
     pytest.mark.slow,
@@ -63,9 +63,13 @@ def on_two_processes(jobs: list[dict], folder: Path) -> tuple[list[int], str]:
         port = listener.getsockname()[1]
     file = folder / "jobs.json"
     file.write_text(json.dumps(jobs))
-    root = Path(__file__).resolve().parents[1]
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    common |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""}
+    common |= {
+        "ACCELERATE_USE_CPU": "true",
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
     command = [sys.executable, "-c", SCRIPT, str(file)]
     with (folder / "printed.txt").open("w+") as printed:
         processes = [

@@ -1,5 +1,6 @@
 """The learning rate at its corner points, and which parameter is in which group."""
 
+import itertools
 import math
 
 import pytest
@@ -60,8 +61,8 @@ def test_no_schedule_jumps_or_leaves_its_range(schedule, warmup, hold, final_sca
     rates = [learning_rate(config, step, updates) for step in range(updates + 1)]
     assert all(0 <= rate <= 1 + 1e-9 for rate in rates)
     top = max(range(len(rates)), key=rates.__getitem__)
-    assert all(a <= b + 1e-9 for a, b in zip(rates[:top], rates[1 : top + 1], strict=True))
-    assert all(a >= b - 1e-9 for a, b in zip(rates[top:], rates[top + 1 :], strict=False))
+    assert all(a <= b + 1e-9 for a, b in itertools.pairwise(rates[: top + 1]))
+    assert all(a >= b - 1e-9 for a, b in itertools.pairwise(rates[top:]))
 
 
 # ------------------------------------------------------------------------------------------------------------- groups

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import soundfile
@@ -23,6 +25,7 @@ from speechssl.config import Config, merge, parse
 from speechssl.data.manifest import Manifest, Utterance
 from speechssl.data.tokens import Tokenizer
 
+ROOT = Path(__file__).resolve().parents[1]
 RATE = 16_000
 WORDS = ("one", "two", "three", "four", "five")
 TIMING = {"audio_per_second", "wait", "seconds"}  # what no two runs share
@@ -136,13 +139,17 @@ def tiny_config(kind: str, corpus: Corpus, **parts) -> Config:
 
 
 @contextlib.contextmanager
-def alone():
-    """As in a process of its own: accelerate forgets the last run, signals and threads are given back."""
+def alone(*, cpu: bool = True):
+    """As in a process of its own: accelerate forgets the last run, signals and threads are given back.
+
+    cpu: leave a GPU alone; sums on it come in no fixed order, so nothing would be equal to the bit.
+    """
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     threads, state = torch.get_num_threads(), random.getstate()
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
-        yield
+        with mock.patch.dict(os.environ, {"ACCELERATE_USE_CPU": "true" if cpu else "false"}):
+            yield
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
         for number, handler in handlers.items():
@@ -151,10 +158,10 @@ def alone():
         random.setstate(state)
 
 
-def train_here(config: Config, folder: Path, **arguments) -> Path:
+def train_here(config: Config, folder: Path, *, cpu: bool = True, **arguments) -> Path:
     from speechssl.train import train
 
-    with alone():
+    with alone(cpu=cpu):
         return train(config, folder, **arguments)
 
 

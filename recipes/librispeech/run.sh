@@ -5,7 +5,7 @@
 #   recipes/librispeech/run.sh --preset demo
 #   recipes/librispeech/run.sh --preset base-960h --data /corpora --labels 10min --fold 0 --stage 3 --stop-stage 6
 #
-#   --preset NAME      a file of conf/: demo, demo-raw (no download, no GPU), mini, base-960h, large-60k
+#   --preset NAME      a file of conf/: demo, demo-raw (no download, no GPU), mini, base-960h, large-60k; or your own .conf
 #   --data DIR         where corpora and manifests lie          (default: data)
 #   --exp DIR          where runs and results go                (default: exp/NAME)
 #   --labels SPLIT     10min, 1h, 10h or 100h                   (default: 10min)
@@ -26,9 +26,11 @@ while [ $# -gt 0 ]; do
     *) echo "error: unknown option '$1'; see --help" >&2; exit 2;;
   esac
 done
-[ -f "$here/conf/$preset.conf" ] || {
+conf=$here/conf/$preset.conf
+[[ $preset != *.conf ]] || conf=$preset
+[ -f "$conf" ] || {
   echo "error: no preset '$preset'; choose one of: $(cd "$here/conf" && ls ./*.conf | sed 's|./||; s|.conf||' | xargs)" >&2; exit 2; }
-exp=${exp:-exp/$preset}
+exp=${exp:-exp/$(basename "$conf" .conf)}
 split=$labels
 [ "$labels" != 10min ] || split=10min-$fold
 tuned=$exp/$split   # where fine-tuned systems go
@@ -39,7 +41,7 @@ tune() {   # PRESET --init RUN | --like RUN
   run $launch speechssl finetune --preset "$1" "$2" "$3" --train "$train_manifest" --valid "$dev_manifest" \
     --vocabulary "$tuned/vocabulary.json" -o "$tuned/$system"
 }
-source "$here/conf/$preset.conf"   # which corpora, presets and systems: variables and functions for the stages below
+source "$conf"   # which corpora, presets and systems: variables and functions for the stages below
 
 if stage_is_due 1 "data"; then prepare_data; fi
 if stage_is_due 2 "manifests"; then make_manifests; fi

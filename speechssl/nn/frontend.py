@@ -182,7 +182,7 @@ class LogMelEncoder(FeatureEncoder):
         """(B, T) -> (B, N, num_bins), zero mean and unit variance per utterance and bin over its valid windows."""
         with torch.autocast(waveforms.device.type, enabled=False), torch.no_grad():
             windows = waveforms.float().unfold(1, self.config.window, self.config.hop) * self.taper
-            power = torch.fft.rfft(windows).abs().square()  # (B, N, window / 2 + 1)
+            power = torch.view_as_real(torch.fft.rfft(windows)).square().sum(-1)  # (B, N, window / 2 + 1)
             mel = (power @ self.bank + 1e-6).log()
             lengths = None if lengths is None else conv_lengths(lengths, self.kernels[:1], self.strides[:1])
             ones = torch.ones_like(mel[0, 0])

@@ -94,7 +94,8 @@ def test_crops_stay_inside_and_are_pure(seed, epoch, name, spare):
 
 
 def test_crops_are_uniform():
-    counts = Counter(crop_start(seed, epoch, f"u{i}", 9) for seed in range(3) for epoch in range(20) for i in range(100))
+    arguments = itertools.product(range(3), range(20), range(100))
+    counts = Counter(crop_start(seed, epoch, f"utterance-{i}", 9) for seed, epoch, i in arguments)
     expected = 600
     assert set(counts) == set(range(10))
     chi_square = sum((count - expected) ** 2 / expected for count in counts.values())

@@ -15,6 +15,7 @@ from speechssl.nn.context import (
     RecurrentConfig,
     Transformer,
     TransformerConfig,
+    attend,
 )
 from speechssl.nn.lengths import padding_mask
 
@@ -207,3 +208,12 @@ def test_dropped_layers_keep_a_zero_gradient(dropping):
             gradients = [p.grad for p in block.parameters()]
             assert all(g is not None for g in gradients), "DDP waits for every parameter"
             assert any(g.any() for g in gradients) == run
+
+
+@pytest.mark.parametrize(("causal", "padded"), [(False, False), (False, True), (True, False)])
+def test_attention_in_bf16_on_a_cpu_equals_the_fused_kernel(causal, padded):
+    heads = torch.randn(3, 2, 4, 37, 16).bfloat16()
+    keys = (torch.arange(37) < torch.tensor([37, 20])[:, None])[:, None, None] if padded else None
+    ours = attend(*heads, keys, 0.0, causal)
+    theirs = attend(*heads.float(), keys, 0.0, causal)
+    assert (ours.float() - theirs).abs().max() < 0.03
