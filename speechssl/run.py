@@ -98,8 +98,9 @@ def start(config: Config, folder: Path) -> Run:
     accelerator.wait_for_everyone()
 
     if config.train.compile:
-        objective.encoder.feature_encoder.compile()
-        objective.encoder.context.compile()
+        # One graph per batch shape (the rarer ones run uncompiled): with symbolic shapes inductor fails on these layers.
+        objective.encoder.feature_encoder.compile(dynamic=False)
+        objective.encoder.context.compile(dynamic=False)
     checkpoints = folder / "checkpoints"
     resumes = bool(checkpoint.list_checkpoints(checkpoints))
     taken = checkpoint.initialize(objective, config.init, config.init_part) if config.init and not resumes else []

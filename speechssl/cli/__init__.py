@@ -5,6 +5,7 @@ Under `accelerate launch` the same verbs run on several processes: `accelerate l
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -33,6 +34,9 @@ def _register() -> None:
 
 def main() -> None:
     """Runs a verb. A user's mistake (UserError, a full disk, a missing file) is one sentence and exit status 2."""
+    # Read by OpenMP when torch is imported: threads that spin at every barrier make a run on a machine with other work
+    # several times slower than threads that sleep there.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _register()
     try:
         app()
