@@ -98,7 +98,7 @@ def start(config: Config, folder: Path) -> Run:
     accelerator.wait_for_everyone()
 
     if config.train.compile:
-        # One graph per batch shape (the rarer ones run uncompiled): with symbolic shapes inductor fails on these layers.
+        # One graph per batch shape (rarer shapes run uncompiled): with symbolic shapes inductor fails on these layers.
         objective.encoder.feature_encoder.compile(dynamic=False)
         objective.encoder.context.compile(dynamic=False)
     checkpoints = folder / "checkpoints"

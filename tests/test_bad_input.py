@@ -54,8 +54,7 @@ def preset(corpus, tmp_path):
 
     def make(kind: str = "cpc", **parts) -> Path:
         path = tmp_path / f"{kind}.yaml"
-        data = tiny_plain(kind, corpus, **parts)
-        data["train"]["updates"] = 2
+        data = tiny_plain(kind, corpus, train={"updates": 2}, **parts)
         path.write_text(yaml.safe_dump(data))
         return path
 

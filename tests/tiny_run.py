@@ -6,6 +6,7 @@ An update takes milliseconds. One frame is 80 samples.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import random
@@ -125,7 +126,7 @@ def make_corpus(folder: Path, seconds=(0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 0
 
 def tiny_plain(kind: str, corpus: Corpus, **parts) -> dict:
     """A configuration as plain data; `parts` are merged over it, section by section."""
-    data = merge(COMMON, KINDS[kind])
+    data = merge(copy.deepcopy(COMMON), copy.deepcopy(KINDS[kind]))
     data["data"] = data["data"] | {"train": str(corpus.manifest)}
     if kind.startswith("ctc"):
         tokenizer = Tokenizer.read(corpus.vocabulary)

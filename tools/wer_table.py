@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Annotated
 
 import typer
@@ -26,7 +27,7 @@ def main(
     rows = [row(path, pretrain) for path in sorted(folder.glob("*/score/*/score.json"))]
     if not rows:
         raise SystemExit(f"error: {folder}: no score is there; run the stages before.")
-    rows.sort(key=lambda cells: (cells[1], -float(cells[2])))
+    rows = sorted(rows + means(rows), key=lambda cells: (cells[1], cells[0]))
     table = Table(*COLUMNS)
     for cells in rows:
         table.add_row(*cells)
@@ -54,6 +55,22 @@ def row(path: Path, pretrain: Path | None) -> list[str]:
         f"{hours:.1f} h heard" if learnt else "-",
         f"{pretrain_minutes:.1f}" if learnt else "-",
     ]
+
+
+def means(rows: list[list[str]]) -> list[list[str]]:
+    """One row per system that has seeds (NAME-seedK): mean WER, and its standard deviation over them."""
+    groups: dict[tuple[str, str], list[list[str]]] = {}
+    for cells in rows:
+        system, marker, _ = cells[0].rpartition("-seed")
+        if marker:
+            groups.setdefault((system, cells[1]), []).append(cells)
+    result = []
+    for (system, name), group in groups.items():
+        wers, cers = [float(cells[2]) for cells in group], [float(cells[4]) for cells in group]
+        spread = f"sd {stdev(wers):.1f}" if len(wers) > 1 else "-"
+        mean_cells = [f"{mean(wers):.1f}", spread, f"{mean(cers):.1f}"]
+        result.append([f"{system}, mean of {len(group)}", name, *mean_cells, *group[0][5:]])
+    return result
 
 
 def cost(run: Path) -> tuple[float, float]:

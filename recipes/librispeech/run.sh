@@ -37,11 +37,14 @@ tuned=$exp/$split   # where fine-tuned systems go
 
 run() { echo "+ $*"; "$@"; }
 stage_is_due() { [ "$stage" -le "$1" ] && [ "$1" -le "$stop_stage" ] && echo "== stage $1: $2"; }
-tune() {   # PRESET --init RUN | --like RUN
-  run $launch speechssl finetune --preset "$1" "$2" "$3" --train "$train_manifest" --valid "$dev_manifest" \
-    --vocabulary "$tuned/vocabulary.json" -o "$tuned/$system"
+validate=()   # what training validates on
+tune() {   # PRESET --init RUN | --like RUN [KEY=VALUE ...]
+  run $launch speechssl finetune --preset "$1" "$2" "$3" --train "$train_manifest" "${validate[@]}" \
+    --vocabulary "$tuned/vocabulary.json" -o "$tuned/$system" "${@:4}"
 }
+pretrain_numbers=()   # KEY=VALUE ...
 source "$conf"   # which corpora, presets and systems: variables and functions for the stages below
+[ -z "$dev_manifest" ] || validate=(--valid "$dev_manifest")
 
 if stage_is_due 1 "data"; then prepare_data; fi
 if stage_is_due 2 "manifests"; then make_manifests; fi
@@ -50,8 +53,8 @@ if stage_is_due 4 "vocabulary"; then
   run speechssl vocab "$train_manifest" -o "$tuned/vocabulary.json"
 fi
 if stage_is_due 5 "pretrain"; then
-  run $launch speechssl pretrain --preset "$pretrain_preset" --train "$pretrain_manifest" --valid "$dev_manifest" \
-    -o "$exp/pretrain"
+  run $launch speechssl pretrain --preset "$pretrain_preset" --train "$pretrain_manifest" "${validate[@]}" \
+    -o "$exp/pretrain" "${pretrain_numbers[@]}"
 fi
 if stage_is_due 6 "fine-tune"; then
   for system in "${systems[@]}"; do fine_tune "$system"; done
