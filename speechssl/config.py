@@ -181,6 +181,7 @@ def load(preset: str | Path, overrides: Sequence[str] = ()) -> Config:
     A file may name one other preset as its `base:`; keys of the file win. Raises ConfigError.
     """
     data, source = _read(preset)
+    data.setdefault("name", Path(preset).stem)
     base = data.pop("base", None)
     if base is not None:
         base_data, base_source = _read(base)
@@ -238,18 +239,27 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict:
 
 
 def _read(preset: str | Path) -> tuple[dict, str]:
+    """The sections of a preset or file, and what to call it in messages."""
     path = Path(preset)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise ConfigError(f"{path}: no such configuration file.")
-        return _yaml(path.read_text(), str(path)), str(path)
-    packaged = resources.files("speechssl") / "presets" / f"{preset}.yaml"
-    if not packaged.is_file():
-        names = list(presets())
-        near = difflib.get_close_matches(str(preset), names, n=1)
-        advice = f"did you mean '{near[0]}'?" if near else f"presets: {', '.join(names)}; or give a .yaml file."
-        raise ConfigError(f"no preset '{preset}'; {advice}")
-    return _yaml(packaged.read_text(), f"preset {preset}"), f"preset {preset}"
+        source, content = str(path), path.read_bytes()
+    else:
+        packaged = resources.files("speechssl") / "presets" / f"{preset}.yaml"
+        if not packaged.is_file():
+            names = list(presets())
+            near = difflib.get_close_matches(str(preset), names, n=1)
+            advice = f"did you mean '{near[0]}'?" if near else f"presets: {', '.join(names)}; or give a .yaml file."
+            raise ConfigError(f"no preset '{preset}'; {advice}")
+        source, content = f"preset {preset}", packaged.read_bytes()
+    try:
+        data = _yaml(content.decode(), source)
+    except UnicodeDecodeError:
+        raise ConfigError(f"{source}: is not UTF-8 text.") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{source}: must hold sections of keys and values.")
+    return data, source
 
 
 def _yaml(text: str, source: str) -> Any:

@@ -11,7 +11,7 @@ import torch
 
 from speechssl import checkpoint
 from speechssl.build import seed_everything
-from speechssl.config import Config
+from speechssl.config import Config, ConfigError
 from speechssl.data.audio import AudioError
 from speechssl.data.batching import plan_epoch
 from speechssl.data.dataset import load
@@ -119,17 +119,23 @@ def validate(run: Run) -> None:
     mine = range(accelerator.process_index, len(planned), accelerator.num_processes)
     requests = [(0, planned[i]) for i in mine] or [(0, planned[0])]
     objective.eval()
-    tally = Tally()
+    tally, named = Tally(), set[str]()
     for number, loaded in zip(mine or [0], load(valid, requests, workers=run.config.data.workers), strict=True):
+        named.update(loaded.problems)
         if loaded.batch is None:
             raise AudioError("; ".join(loaded.problems))
         seed_everything(run.config.train.seed, 0, number)
         output = objective(loaded.batch.to(accelerator.device))
         metrics = {"loss": Metric.mean(output.loss, output.num_targets), **output.metrics}
         tally.add(metrics, weight=float(bool(mine)))  # a rank without a batch measures one that does not count
+    for problem in sorted(named):
+        print(f"not validated: {problem}", flush=True)
     numbers, state = tally.reduce(accelerator), run.state
     run.report.log("valid", state.step, numbers)
-    value = numbers.get(run.config.train.best, numbers["loss"])
+    if run.config.train.best not in numbers:
+        save(run)
+        raise ConfigError(f"train.best is '{run.config.train.best}'; validation gives {', '.join(numbers)}.")
+    value = numbers[run.config.train.best]
     if math.isfinite(value) and (state.best is None or value < state.best):  # nothing would ever be less than NaN
         state.best = value
         save(run)

@@ -246,3 +246,14 @@ def test_reading_a_configuration_does_not_import_torch():
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"- a\n- b\n", "sections"), (b"name: \xff\xfe", "UTF-8"), (b"text", "sections")]
+)
+def test_a_file_that_is_no_configuration(tmp_path, content, reason):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=reason) as caught:
+        load(path)
+    assert str(path) in str(caught.value)

@@ -11,8 +11,6 @@ from statistics import mean, stdev
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from speechssl.config import read_run
 
@@ -28,13 +26,12 @@ def main(
     if not rows:
         raise SystemExit(f"error: {folder}: no score is there; run the stages before.")
     rows = sorted(rows + means(rows), key=lambda cells: (cells[1], cells[0]))
-    table = Table(*COLUMNS)
-    for cells in rows:
-        table.add_row(*cells)
-    Console().print(table)
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
-    (folder / "table.md").write_text("".join(f"| {' | '.join(cells)} |\n" for cells in lines))
-    print(f"written to {folder / 'table.md'}")
+    widths = [max(len(cells[i]) for cells in [COLUMNS, *rows]) for i in range(len(COLUMNS))]
+    lines = [COLUMNS, ["-" * width for width in widths], *rows]
+    padded = ([cell.ljust(width) for cell, width in zip(cells, widths, strict=True)] for cells in lines)
+    text = "".join(f"| {' | '.join(cells)} |\n" for cells in padded)
+    (folder / "table.md").write_text(text)
+    print(f"{text}written to {folder / 'table.md'}")
 
 
 def row(path: Path, pretrain: Path | None) -> list[str]:

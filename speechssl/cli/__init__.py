@@ -34,9 +34,10 @@ def _register() -> None:
 
 def main() -> None:
     """Runs a verb. A user's mistake (UserError, a full disk, a missing file) is one sentence and exit status 2."""
-    # Read by OpenMP when torch is imported: threads that spin at every barrier make a run on a machine with other work
-    # several times slower than threads that sleep there.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Read by OpenMP when torch is imported. By default its threads spin at every barrier, and one that has lost its
+    # core to other work then holds up all the rest: a run beside another program becomes several times slower.
+    # Spinning for some microseconds only costs nothing on a free machine.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     _register()
     try:
         app()
