@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from speechssl.checkpoint import TrainState
 from speechssl.config import Config, ConfigError, read_run, write
 from speechssl.data.batching import stream
 from speechssl.data.dataset import SpeechDataset, load
-from speechssl.data.manifest import Manifest, ManifestError
+from speechssl.data.manifest import Manifest, ManifestError, Utterance
 from speechssl.data.tokens import Tokenizer
 from speechssl.objectives import Objective
 from speechssl.optim import build_optimizer
@@ -92,7 +92,9 @@ def start(config: Config, folder: Path) -> Run:
     tokenizer = Tokenizer.read(config.data.vocabulary) if config.data.vocabulary else None
     objective = build_objective(config)
     data = _dataset(config.data.train, config, objective, tokenizer)
-    valid = _dataset(config.data.valid, config, objective, tokenizer) if config.data.valid else None
+    valid = None
+    if config.data.valid:
+        valid = _dataset(config.data.valid, config, objective, tokenizer, keep=_spellable(tokenizer))
     if accelerator.is_main_process:
         _claim(config, folder)
     accelerator.wait_for_everyone()
@@ -133,8 +135,22 @@ def _accelerator(config: Config, folder: Path) -> Accelerator:
     return accelerator
 
 
-def _dataset(path: str, config: Config, objective: Objective, tokenizer: Tokenizer | None) -> SpeechDataset:
-    """A manifest as batches, after every check that can be made before training starts."""
+def _spellable(tokenizer: Tokenizer | None) -> Callable[[Utterance], bool]:
+    """Whether the vocabulary has every letter: few minutes of training text may lack a rare one."""
+    return lambda utterance: tokenizer is None or utterance.text is None or not tokenizer.unknown(utterance.text)
+
+
+def _dataset(
+    path: str,
+    config: Config,
+    objective: Objective,
+    tokenizer: Tokenizer | None,
+    keep: Callable[[Utterance], bool] | None = None,
+) -> SpeechDataset:
+    """A manifest as batches, after every check that can be made before training starts.
+
+    keep: what validation can measure; the rest is counted and named, not an error.
+    """
     if not path:
         raise ConfigError("data.train is not set; give a manifest (`speechssl manifest`).")
     if "tokens" in objective.needs and tokenizer is None:
@@ -143,7 +159,15 @@ def _dataset(path: str, config: Config, objective: Objective, tokenizer: Tokeniz
         raise ConfigError("this objective reads transcripts of whole utterances: set data.crop=false.")
     if "units" in objective.needs:
         raise ConfigError("this objective reads units, and data holds none; make them first.")
-    dataset = SpeechDataset(Manifest.read(path), config.data, seed=config.train.seed, tokenizer=tokenizer)
+    manifest = Manifest.read(path)
+    if keep is not None:
+        odd = [utterance.id for utterance in manifest if not keep(utterance)]
+        manifest = manifest.filter(keep)
+        if odd:
+            print(
+                f"{path}: {len(odd)} transcripts have letters outside the vocabulary and do not validate: {_some(odd)}"
+            )
+    dataset = SpeechDataset(manifest, config.data, seed=config.train.seed, tokenizer=tokenizer)
     if "speakers" in objective.needs and dataset.speakers is None:
         raise ManifestError(f"{path}: this objective reads speakers, and some utterances name none.")
     least = objective.min_frames
@@ -159,11 +183,15 @@ def _dataset(path: str, config: Config, objective: Objective, tokenizer: Tokeniz
             names = [dataset.utterances[i].id for i in impossible]
             print(
                 f"{path}: {len(names)} of {len(dataset)} transcripts are longer than their audio can spell and are "
-                f"left out: {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}",
+                f"left out: {_some(names)}",
                 flush=True,
             )
             dataset.leave_out(impossible)
     return dataset
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
 
 
 def _claim(config: Config, folder: Path) -> None:

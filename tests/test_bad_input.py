@@ -170,6 +170,20 @@ def test_letters_outside_the_vocabulary(command, corpus, preset, pretrained, tmp
     assert "correct or remove these lines" in sentence
 
 
+def test_letters_that_only_validation_has_are_named_and_do_not_stop_the_run(
+    command, corpus, preset, pretrained, tmp_path
+):
+    foreign = Utterance(
+        "odd", *(getattr(corpus.utterances[0], k) for k in ("audio", "num_samples")), RATE, text="zwölf"
+    )
+    valid = manifest_of(tmp_path / "valid.jsonl", [foreign, *corpus.utterances[1:]])
+    arguments = finetune(preset(kind="ctc"), pretrained, corpus.manifest, corpus, tmp_path)
+    status, out, err = command(*arguments, "--valid", str(valid))
+    assert status == 0, err
+    assert "1 transcripts have letters outside the vocabulary and do not validate: odd\n" in out
+    assert any(line["split"] == "valid" for line in metrics(tmp_path / "run"))
+
+
 def test_a_label_longer_than_its_frames(command, corpus, preset, pretrained, tmp_path):
     first, *others = corpus.utterances
     long = Utterance("too-much", first.audio, first.num_samples, RATE, text="one two three " * 20)
