@@ -63,8 +63,10 @@ def means(rows: list[list[str]]) -> list[list[str]]:
             groups.setdefault((system, cells[1]), []).append(cells)
     result = []
     for (system, name), group in groups.items():
+        if len(group) == 1:
+            continue
         wers, cers = [float(cells[2]) for cells in group], [float(cells[4]) for cells in group]
-        spread = f"sd {stdev(wers):.1f}" if len(wers) > 1 else "-"
+        spread = f"sd {stdev(wers):.1f}"
         mean_cells = [f"{mean(wers):.1f}", spread, f"{mean(cers):.1f}"]
         result.append([f"{system}, mean of {len(group)}", name, *mean_cells, *group[0][5:]])
     return result
