@@ -35,10 +35,9 @@ def span_mask(
     draw = torch.rand((len(lengths), size), device=device, generator=generator)
     draw = draw.masked_fill(frame >= places, 2.0)  # behind every valid place
     starts = draw.argsort(dim=1).argsort(dim=1) < spans  # rank of each place's draw
-    starts &= frame < places
     begun = starts.long().cumsum(1)
     ended = torch.cat((torch.zeros_like(begun[:, :1]), begun), 1).gather(1, (frame + 1 - width).clamp(min=0))
-    return (begun > ended) & (width > 0)
+    return begun > ended
 
 
 def channel_mask(batch: int, dim: int, *, start_prob: float, span: int, device, generator=None) -> Tensor:
