@@ -112,6 +112,11 @@ def start(config: Config, folder: Path) -> Run:
     model, optimizer = accelerator.prepare(objective, state.optimizer)
     report = Report(folder, accelerator, objective, updates=config.train.updates, step=state.step)
     run = Run(config, folder, accelerator, model, optimizer, state, report, tokenizer, data, valid)
+    if objective.couples_ranks and run.micro_batches % accelerator.num_processes:
+        raise ConfigError(
+            f"this objective compares utterances across processes, and {run.micro_batches} micro-batches per update "
+            f"leave some of {accelerator.num_processes} idle; change train.seconds_per_update to fill them."
+        )
     for sentence in [*problems, *_greeting(run, resumes, taken), memory]:
         if sentence:
             report.say(sentence)

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from tiny_run import (
+    KINDS,
     RATE,
     ROOT,
     assert_same_bits,
@@ -60,7 +61,7 @@ def eight(tmp_path_factory):
 # ------------------------------------------------------------------------------------------------------------ resuming
 
 
-@pytest.mark.parametrize("kind", ["wav2vec2", "cpc", "ctc", "ctc_probe"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_ten_steps_are_five_and_five(kind, corpus, valid, tmp_path):
     """With three micro-batches per update, masks, dropout, LayerDrop, crops and (ctc) unfreezing on the way."""
     config = tiny_config(kind, corpus, data={"valid": valid})

@@ -3,9 +3,10 @@
 import torch
 
 from speechssl.batch import Batch
-from speechssl.nn.context import RecurrentConfig, TransformerConfig
 from speechssl.nn.encoder import Encoder, EncoderConfig
 from speechssl.nn.frontend import LogMelConfig, WaveformConfig
+from speechssl.nn.recurrent import RecurrentConfig
+from speechssl.nn.transformer import TransformerConfig
 
 STACK = {"dims": (16, 16, 16), "kernels": (10, 4, 4), "strides": (5, 4, 4)}
 

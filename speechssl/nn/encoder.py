@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from speechssl.nn.context import RecurrentConfig, TransformerConfig, build_context
+from speechssl.nn.context import ContextConfig, build_context
 from speechssl.nn.frontend import LogMelConfig, WaveformConfig, build_feature_encoder
+from speechssl.nn.transformer import TransformerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +19,7 @@ class EncoderConfig:
     """Its two halves by name, and what lies between them."""
 
     feature_encoder: WaveformConfig | LogMelConfig = field(default_factory=WaveformConfig)
-    context: TransformerConfig | RecurrentConfig = field(default_factory=TransformerConfig)
+    context: ContextConfig = field(default_factory=TransformerConfig)
     latent_norm: bool = True  # layer norm of the latents before the projection
     project: bool = True  # linear map C -> D; without it the context reads the latents themselves
     dropout: float = 0.1  # of the projected latents

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -60,6 +60,7 @@ class Objective(nn.Module):
     Config: ClassVar[type]
     needs: frozenset[str] = frozenset()  # optional Batch fields it reads; checked before training starts
     min_frames: int = 1  # shortest utterance it can learn from
+    couples_ranks: ClassVar[bool] = False  # its loss compares utterances of all ranks: none may be idle
 
     def __init__(self, config, encoder: Encoder):
         super().__init__()
@@ -82,6 +83,10 @@ class Objective(nn.Module):
     def chance(self) -> dict[str, float]:
         """What each metric is when nothing has been learnt; printed beside it."""
         return {}
+
+    def diagnose(self, numbers: Mapping[str, float]) -> str:
+        """A sentence that names the collapse which these averages of its metrics show; empty while it is healthy."""
+        return ""
 
     def describe(self) -> list[tuple[str, str]]:
         """Lines for `speechssl show`, beyond what every objective has."""

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.batch import Batch
-from speechssl.nn.context import Block, TransformerConfig
 from speechssl.nn.encoder import Encoder
 from speechssl.nn.lengths import full_lengths
 from speechssl.nn.losses import first_is_right
 from speechssl.nn.negatives import pools_by_group, sample_negatives
+from speechssl.nn.transformer import Block, TransformerConfig
 from speechssl.objectives.base import LossOutput, Metric, Objective
 
 

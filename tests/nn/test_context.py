@@ -7,17 +7,9 @@ from tiny import tiny_transformer
 from torch import nn
 
 from speechssl.build import seed_everything
-from speechssl.nn.context import (
-    Attention,
-    Block,
-    PositionalConvolution,
-    Recurrent,
-    RecurrentConfig,
-    Transformer,
-    TransformerConfig,
-    attend,
-)
 from speechssl.nn.lengths import padding_mask
+from speechssl.nn.recurrent import Recurrent, RecurrentConfig
+from speechssl.nn.transformer import Attention, Block, PositionalConvolution, Transformer, TransformerConfig, attend
 
 
 @pytest.mark.parametrize("kernel", [5, 8])

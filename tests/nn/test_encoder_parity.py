@@ -7,9 +7,9 @@ import torch
 from parity import encoder_tensors, shake
 from tiny import tiny_encoder
 
-from speechssl.nn.context import TransformerConfig
 from speechssl.nn.encoder import Encoder, EncoderConfig
 from speechssl.nn.frontend import WaveformConfig
+from speechssl.nn.transformer import TransformerConfig
 
 DIMS, DIM, LAYERS, HEADS, FFN = (32,) * 7, 48, 3, 4, 64
 KERNEL, GROUPS = 16, 4

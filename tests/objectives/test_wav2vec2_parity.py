@@ -5,12 +5,12 @@ import torch
 from parity import pretraining_tensors, shake
 
 from speechssl.batch import Batch
-from speechssl.nn.context import TransformerConfig
 from speechssl.nn.encoder import Encoder, EncoderConfig
 from speechssl.nn.frontend import WaveformConfig
 from speechssl.nn.lengths import padding_mask
 from speechssl.nn.masking import span_mask
 from speechssl.nn.negatives import sample_negatives
+from speechssl.nn.transformer import TransformerConfig
 from speechssl.objectives.wav2vec2 import Wav2Vec2, Wav2Vec2Config
 
 transformers = pytest.importorskip("transformers")
