@@ -7,9 +7,10 @@ from tiny import tiny_transformer
 from torch import nn
 
 from speechssl.build import seed_everything
+from speechssl.nn.attention import attend
 from speechssl.nn.lengths import padding_mask
 from speechssl.nn.recurrent import Recurrent, RecurrentConfig
-from speechssl.nn.transformer import Attention, Block, PositionalConvolution, Transformer, TransformerConfig, attend
+from speechssl.nn.transformer import Attention, Block, PositionalConvolution, Transformer, TransformerConfig
 
 
 @pytest.mark.parametrize("kernel", [5, 8])

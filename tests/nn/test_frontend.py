@@ -7,7 +7,8 @@ from parity import shake
 from tiny import STACK, tiny_encoder
 from torch import nn
 
-from speechssl.nn.frontend import LogMelConfig, LogMelEncoder, WaveformConfig, WaveformEncoder, channel_norm
+from speechssl.nn.frontend import LogMelConfig, LogMelEncoder, WaveformConfig, WaveformEncoder
+from speechssl.nn.norms import channel_norm
 
 SMALL_MEL = LogMelConfig(num_bins=20, dims=(8, 8))
 
@@ -39,6 +40,27 @@ def test_convolutions_are_torchs(norm, bias):
     ]
 
 
+def test_the_first_wav2vec_is_torchs():
+    """One norm over channels and time behind each convolution, ReLU, then the logarithm (Schneider et al. 2019)."""
+    config = WaveformConfig(**STACK, norm="utterance", activation="relu", compression="log")
+    encoder = WaveformEncoder(config)
+    shake(encoder)
+    waveforms = torch.randn(2, 1000)
+    x = waveforms[:, None]
+    for layer in encoder.convolutions.layers:
+        x = F.conv1d(x, layer.weight, stride=layer.stride)
+        x = F.relu(F.group_norm(x, 1, layer.norm_weight, layer.norm_bias))
+    latents, _ = encoder(waveforms)
+    torch.testing.assert_close(latents, (1 + x.abs()).log().transpose(1, 2), atol=1e-5, rtol=1e-5)
+    assert latents.min() >= 0
+
+
+def test_compression_stays_wide_under_autocast():
+    encoder = WaveformEncoder(WaveformConfig(**STACK, norm="none", compression="log"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert encoder(torch.randn(2, 1000))[0].dtype == torch.float32
+
+
 def test_log_mel_is_torchaudios():
     transforms = pytest.importorskip("torchaudio.transforms")
     waveforms = torch.randn(2, 6000)
@@ -65,7 +87,7 @@ def test_frames_are_as_many_as_promised(make):
     assert encoder.frame_lengths(torch.tensor([field - 1, 5000])).tolist() == [0, encoder.frame_lengths(5000)]
 
 
-@pytest.mark.parametrize("kind", ["group", "layer", "none", "logmel"])
+@pytest.mark.parametrize("kind", ["group", "layer", "utterance", "none", "logmel"])
 def test_what_lies_behind_the_end_does_not_matter(kind):
     """Not even noise there: a frame exists only where its whole receptive field is inside the utterance."""
     encoder = LogMelEncoder(SMALL_MEL) if kind == "logmel" else WaveformEncoder(WaveformConfig(**STACK, norm=kind))

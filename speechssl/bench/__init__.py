@@ -1,0 +1,1 @@
+"""`speechssl bench`: where the time of a training step goes, beside the machine's limit and other toolkits."""
