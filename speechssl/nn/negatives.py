@@ -1,8 +1,12 @@
-"""Uniform negatives, without a loop over utterances. Shapes: N rows, P places in a pool, K negatives."""
+"""Uniform and hard negatives, without a loop over utterances.
+
+Shapes: B utterances, F frames, C channels, N rows, P places in a pool, K negatives, n draws for each negative.
+"""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -24,6 +28,37 @@ def sample_negatives(pool_sizes: Tensor, own: Tensor, num_negatives: int, *, gen
     draw = torch.rand((*own.shape, num_negatives), device=own.device, generator=generator, dtype=torch.float64)
     place = torch.minimum((draw * count).long(), (count - 1).clamp(min=0))
     return place + ((place >= own.unsqueeze(-1)) & (own.unsqueeze(-1) >= 0)).long()
+
+
+@torch.no_grad()
+def nearest_negatives(
+    vectors: Tensor, own: Tensor, drawn: Tensor, num_negatives: int, *, excluded: Tensor | None = None
+) -> Tensor:
+    """Hard negatives: of those drawn, the K that resemble the right answer most, by cosine.
+
+    Negatives like the positive teach most (FaceNet, Schroff et al. 2015; Robinson et al. 2021), but in speech the
+    nearest of all frames are the positive's neighbours, which hold the same sound. So these are the nearest of a random
+    pool, and n, the draws for each that is kept, says how hard they are; 1 is uniform.
+    The draws decide what can be a negative (`sample_negatives`: not the positive, no padding); they may repeat a place.
+
+    Args:
+        vectors: (B, F, C), what is told apart.
+        own: (B, N) the place of each row's right answer in 0 .. F - 1.
+        drawn: (B, N, n K) places.
+        num_negatives: K.
+        excluded: (B, N, n K) bool, draws to take only when nothing else is left.
+
+    Returns:
+        (B, N, K) int64 places, the nearest first.
+    """
+    with torch.autocast(vectors.device.type, enabled=False):
+        unit = F.normalize(vectors.float(), dim=-1)
+        cosines = unit @ unit.transpose(1, 2)  # (B, F, F)
+    place = own[..., None] * vectors.shape[1] + drawn
+    likeness = cosines.flatten(1).gather(1, place.flatten(1)).view_as(drawn)
+    if excluded is not None:
+        likeness = likeness.masked_fill(excluded, -torch.inf)
+    return drawn.gather(-1, likeness.topk(num_negatives, dim=-1).indices)
 
 
 def pools_by_group(groups: Tensor, lengths: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:

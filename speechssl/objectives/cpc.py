@@ -17,7 +17,7 @@ from speechssl.batch import Batch
 from speechssl.nn.encoder import Encoder
 from speechssl.nn.lengths import full_lengths
 from speechssl.nn.losses import first_is_right
-from speechssl.nn.negatives import pools_by_group, sample_negatives
+from speechssl.nn.negatives import nearest_negatives, pools_by_group, sample_negatives
 from speechssl.nn.transformer import Block, TransformerConfig
 from speechssl.objectives.base import LossOutput, Metric, Objective
 
@@ -30,8 +30,13 @@ class CPCConfig:
     num_steps: int = 12
     num_negatives: int = 128
     negatives: Literal["utterance", "speaker", "batch"] = "utterance"  # where they come from
+    hard_pool: int = 0  # 0: uniform; n: the num_negatives nearest to the target of n times as many uniform ones
     heads: Literal["linear", "transformer"] = "linear"
     head_heads: int = 8  # attention heads of a Transformer head
+
+    def __post_init__(self):
+        if self.hard_pool < 0:
+            raise ValueError("hard_pool must be 0 or more")
 
 
 class TransformerHead(nn.Module):
@@ -95,6 +100,10 @@ class CPC(Objective):
         own = torch.arange(len(frames), device=frames.device)[:, None, None] * latents.shape[1] + future  # (B, K, S)
         if negatives is None:
             negatives = self._draw(batch, frames, latents.shape[1], future)
+            if self.config.hard_pool:
+                every, rows = latents.flatten(0, 1)[None], negatives.flatten(0, 2)[None]  # one pool: (1, B * F, C)
+                nearest = nearest_negatives(every, own.reshape(1, -1), rows, self.config.num_negatives)
+                negatives = nearest.view(*own.shape, -1)
         candidates = torch.cat((own[..., None], negatives), -1)  # (B, K, S, N + 1)
         logits = self._scores(predictions, latents, candidates)[valid]  # (targets, N + 1)
 
@@ -114,14 +123,15 @@ class CPC(Objective):
         return torch.stack([head(context) for head in self.heads], dim=1)
 
     def _draw(self, batch: Batch, frames: Tensor, size: int, future: Tensor) -> Tensor:
-        """(B, K, S, N) flattened frames, uniform over the pool without the target."""
+        """(B, K, S, N) flattened frames, uniform over the pool without the target; n N of them for hard negatives."""
         groups = {"utterance": torch.arange(len(frames), device=frames.device), "speaker": batch.speakers}.get(
             self.config.negatives, torch.zeros_like(frames)
         )
         assert groups is not None  # `needs` was checked
         pools, pool_sizes, place = pools_by_group(groups, frames, size)
         own = place[:, future]  # (B, K, S)
-        places = sample_negatives(pool_sizes[:, None, None].expand_as(own), own, self.config.num_negatives)
+        count = self.config.num_negatives * max(self.config.hard_pool, 1)
+        places = sample_negatives(pool_sizes[:, None, None].expand_as(own), own, count)
         places = places.clamp(max=pools.shape[1] - 1)
         return pools.gather(1, places.flatten(1)).view_as(places)
 

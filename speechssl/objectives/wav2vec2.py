@@ -19,7 +19,7 @@ from speechssl.nn.encoder import Encoder
 from speechssl.nn.lengths import full_lengths, padding_mask
 from speechssl.nn.losses import contrastive_logits, diversity_loss, first_is_right
 from speechssl.nn.masking import span_mask
-from speechssl.nn.negatives import sample_negatives
+from speechssl.nn.negatives import nearest_negatives, sample_negatives
 from speechssl.nn.quantize import GumbelQuantizer
 from speechssl.objectives.base import LossOutput, Metric, Objective, scale_gradient
 
@@ -36,6 +36,7 @@ class Wav2Vec2Config:
     code_dim: int = 256
     final_dim: int = 256
     num_negatives: int = 100
+    hard_pool: int = 0  # 0: uniform; n: the num_negatives nearest to the target of n times as many uniform ones
     logit_temperature: float = 0.1
     gumbel_start: float = 2.0  # temperature = max(start * decay ** step, end)
     gumbel_end: float = 0.5
@@ -44,6 +45,10 @@ class Wav2Vec2Config:
     feature_penalty: float = 10.0  # on the mean square of the latents
     feature_gradient: float = 0.1  # scale of the gradient into the feature encoder
     quantizer_dropout: float = 0.1  # of the latents that are quantized
+
+    def __post_init__(self):
+        if self.hard_pool < 0:
+            raise ValueError("hard_pool must be 0 or more")
 
 
 class Wav2Vec2(Objective):
@@ -107,11 +112,9 @@ class Wav2Vec2(Objective):
         targets = vectors.new_zeros(*where.shape, vectors.shape[-1]).masked_scatter(valid[..., None], vectors)
         codes = self._code_numbers(quantized.codes, valid)
         if negatives is None:
-            own = torch.arange(where.shape[1], device=mask.device).expand_as(where)
-            negatives = sample_negatives(counts[:, None], own, self.config.num_negatives)
-            negatives = negatives.clamp(max=where.shape[1] - 1)  # only rows with a lone masked frame, not counted below
+            negatives = self._draw(targets, codes, counts)
         logits = contrastive_logits(predictions, targets, negatives, self.config.logit_temperature)
-        equal = _take(codes[..., None], negatives.flatten(1)).view_as(negatives) == codes[..., None]
+        equal = _equal(codes, negatives)
         logits = torch.cat((logits[..., :1], logits[..., 1:].masked_fill(equal, -torch.inf)), -1)
         scored = valid & (counts > 1)[:, None]  # a lone masked frame has no negatives
         logits = logits[scored]  # (N, K + 1)
@@ -138,6 +141,16 @@ class Wav2Vec2(Objective):
         config = self.config
         return span_mask(frames, size, start_prob=config.mask_start_prob, span=config.mask_length, min_spans=2)
 
+    def _draw(self, targets: Tensor, codes: Tensor, counts: Tensor) -> Tensor:
+        """(B, M, K) places among an utterance's masked frames, not a frame's own: uniform, or the nearest drawn."""
+        own = torch.arange(codes.shape[1], device=codes.device).expand_as(codes)
+        negatives = sample_negatives(counts[:, None], own, self.config.num_negatives * max(self.config.hard_pool, 1))
+        negatives = negatives.clamp(max=codes.shape[1] - 1)  # only rows with a lone masked frame, which do not count
+        if not self.config.hard_pool:
+            return negatives
+        equal = _equal(codes, negatives)  # not a negative at all, though nearest
+        return nearest_negatives(targets, own, negatives, self.config.num_negatives, excluded=equal)
+
     def _feature_penalty(self, latents: Tensor, lengths: Tensor | None) -> Tensor:
         """Mean square of the latents, before their norm; 0-d."""
         if lengths is None:
@@ -154,6 +167,11 @@ class Wav2Vec2(Objective):
 
     def _histogram(self, codes: Tensor) -> Tensor:
         return F.one_hot(codes, self.config.codebook_size).sum(0).float()  # (G, V)
+
+
+def _equal(codes: Tensor, negatives: Tensor) -> Tensor:
+    """(B, M), (B, M, K) -> (B, M, K) bool: whether a negative has the very codes of the right answer."""
+    return _take(codes[..., None], negatives.flatten(1)).view_as(negatives) == codes[..., None]
 
 
 def _take(x: Tensor, where: Tensor) -> Tensor:

@@ -163,3 +163,26 @@ def test_a_short_utterance_among_others(negatives, short):
     output.loss.backward()
     assert output.num_targets == STEPS * expected
     assert output.loss.isfinite()
+
+
+@SOURCES
+@torch.no_grad()
+def test_hard_negatives_against_loops(negatives):
+    """Of twice as many as are wanted, those whose latents resemble the target's most."""
+    objective, batch = model(negatives=negatives, hard_pool=2).eval(), batch_of_three()
+    torch.manual_seed(5)
+    loss = objective(batch).loss
+    torch.manual_seed(5)
+    chosen, frames, size = drawn(objective, batch)
+    assert chosen.shape[-1] == 2 * N
+    latents = objective.encoder(batch.waveforms, batch.lengths).latents.flatten(0, 1)
+    nearest = torch.zeros(*chosen.shape[:-1], N, dtype=torch.long)
+    for b, length in enumerate(frames.tolist()):
+        for k in range(STEPS):
+            for t in range(length - STEPS):
+                target, others = latents[b * size + t + k + 1], latents[chosen[b, k, t]]
+                likeness = torch.cosine_similarity(target[None], others, dim=-1)
+                nearest[b, k, t] = chosen[b, k, t, likeness.argsort(descending=True)[:N]]
+    torch.testing.assert_close(objective(batch, negatives=nearest).loss, loss)
+    with pytest.raises(ValueError, match="hard_pool must be 0 or more"):
+        CPCConfig(hard_pool=-1)

@@ -1,6 +1,7 @@
 """wav2vec 2.0: what transformers cannot tell us (penalty, gradient scale, masks, corner cases)."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -191,3 +192,29 @@ def test_perplexities_add_over_micro_batches():
         assert both >= min(first[name].result(), second[name].result()) - 1e-4
     total = first["contrastive"] + second["contrastive"]
     assert total.values[1] == first["contrastive"].values[1] + second["contrastive"].values[1]
+
+
+@torch.no_grad()
+def test_hard_negatives_against_loops():
+    """The nearest drawn; one with the very codes of the right answer only where nothing else was drawn."""
+    objective, counts = model(hard_pool=3), torch.tensor([9, 5])
+    targets, codes = torch.randn(2, 9, 8), torch.randint(0, 3, (2, 9))
+    torch.manual_seed(5)
+    hard = objective._draw(targets, codes, counts)
+    objective.config = replace(objective.config, hard_pool=0, num_negatives=3 * K)
+    torch.manual_seed(5)
+    every = objective._draw(targets, codes, counts)
+    for b, count in enumerate(counts.tolist()):
+        for m in range(count):
+            pool = every[b, m].tolist()
+            likeness = [float(torch.cosine_similarity(targets[b, m], targets[b, n], dim=0)) for n in pool]
+            right = [n != m and codes[b, n] != codes[b, m] for n in pool]
+            order = sorted(range(3 * K), key=lambda i, right=right, likeness=likeness: (not right[i], -likeness[i]))
+            chosen = [pool[i] for i in order[:K]]
+            assert sum(right) == 0 or chosen[0] == hard[b, m, 0]
+            used = min(sum(right), K)
+            assert hard[b, m, :used].tolist() == chosen[:used]
+            assert (hard[b, m] < count).all()
+            assert (hard[b, m] != m).all()
+    with pytest.raises(ValueError, match="hard_pool must be 0 or more"):
+        Wav2Vec2Config(hard_pool=-1)
