@@ -6,6 +6,7 @@ from speechssl.batch import Batch
 from speechssl.nn.encoder import Encoder, EncoderConfig
 from speechssl.nn.frontend import LogMelConfig, WaveformConfig
 from speechssl.nn.recurrent import RecurrentConfig
+from speechssl.nn.sinusoidal import SinusoidalConfig
 from speechssl.nn.transformer import TransformerConfig
 
 STACK = {"dims": (16, 16, 16), "kernels": (10, 4, 4), "strides": (5, 4, 4)}
@@ -18,7 +19,7 @@ def tiny_transformer(**numbers) -> TransformerConfig:
 
 
 def tiny_encoder(kind: str = "group", dropout: float = 0.0, **numbers) -> Encoder:
-    """kind: "group" or "layer" (norm of the convolutions), "logmel", or "recurrent" (as CPC has it)."""
+    """kind: "group" or "layer" (norm of the convolutions), "logmel", "patches" (of it), or "recurrent" (CPC's)."""
     if kind == "recurrent":
         return Encoder(
             EncoderConfig(
@@ -29,6 +30,10 @@ def tiny_encoder(kind: str = "group", dropout: float = 0.0, **numbers) -> Encode
                 dropout=dropout,
             )
         )
+    if kind == "patches":
+        patches = LogMelConfig(num_bins=20, dims=(16,), kernels=(4,), strides=(4,))
+        context = SinusoidalConfig(dim=32, num_layers=2, num_heads=4, ffn_dim=48, dropout=dropout)
+        return Encoder(EncoderConfig(feature_encoder=patches, context=context, dropout=dropout))
     if kind == "logmel":
         features = LogMelConfig(num_bins=20, dims=(16, 16))
     else:

@@ -13,8 +13,8 @@ def span_mask(
 
     Count law: an utterance of F frames gets floor(start_prob * F + u) spans, u uniform in [0, 1), and at least
     `min_spans`; starts are drawn without replacement from every place where a whole span fits, so spans are
-    unbroken, may overlap, and never touch padding. In an utterance too short for a span, spans are one frame shorter
-    than the utterance.
+    unbroken, may overlap, and never touch padding. In an utterance too short for them, spans are so much shorter that
+    `min_spans` of them leave a frame to be seen.
 
     Args:
         lengths: (B,) in frames.
@@ -28,7 +28,7 @@ def span_mask(
     device = lengths.device
     lengths = lengths[:, None]
     spans = (start_prob * lengths + torch.rand(lengths.shape, device=device, generator=generator)).long()
-    width = torch.minimum(torch.full_like(lengths, span), lengths - 1).clamp(min=0)
+    width = (lengths - max(min_spans, 1)).clamp(min=1, max=span).minimum((lengths - 1).clamp(min=0))
     places = (lengths - width + 1).clamp(min=0)  # where a span may start
     spans = torch.minimum(spans.clamp(min=min_spans), places)
     frame = torch.arange(size, device=device)

@@ -13,6 +13,21 @@ OBJECTIVES = {
     "cpc": "speechssl.objectives.cpc:CPC",
     "ctc": "speechssl.objectives.ctc:CTC",
     "ctc_probe": "speechssl.objectives.ctc_probe:CTCProbe",
+    "hubert": "speechssl.objectives.hubert:HuBERT",
+    "wavlm": "speechssl.objectives.wavlm:WavLM",
+    "data2vec": "speechssl.objectives.data2vec:Data2Vec",
+    "best_rq": "speechssl.objectives.best_rq:BestRQ",
+    "masked_spectrogram": "speechssl.objectives.masked_spectrogram:MaskedSpectrogram",
+    "masked_autoencoder": "speechssl.objectives.masked_autoencoder:MaskedAutoencoder",
+    "wav2vec": "speechssl.objectives.wav2vec:Wav2Vec",
+    "apc": "speechssl.objectives.apc:APC",
+    "autoencoder": "speechssl.objectives.autoencoder:Autoencoder",
+    "temporal_order": "speechssl.objectives.temporal_order:TemporalOrder",
+    "simclr": "speechssl.objectives.simclr:SimCLR",
+    "moco": "speechssl.objectives.moco:MoCo",
+    "byol": "speechssl.objectives.byol:BYOL",
+    "barlow_twins": "speechssl.objectives.barlow_twins:BarlowTwins",
+    "speaker": "speechssl.objectives.speaker:Speaker",
 }
 
 

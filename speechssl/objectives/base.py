@@ -60,7 +60,7 @@ class Objective(nn.Module):
     Config: ClassVar[type]
     needs: frozenset[str] = frozenset()  # optional Batch fields it reads; checked before training starts
     min_frames: int = 1  # shortest utterance it can learn from
-    couples_ranks: ClassVar[bool] = False  # its loss compares utterances of all ranks: none may be idle
+    couples_ranks: bool = False  # its loss compares utterances of all ranks: none may be idle
 
     def __init__(self, config, encoder: Encoder):
         super().__init__()
@@ -91,6 +91,10 @@ class Objective(nn.Module):
     def describe(self) -> list[tuple[str, str]]:
         """Lines for `speechssl show`, beyond what every objective has."""
         return []
+
+    def wrong_units(self, hop: int, num_units: int) -> str:
+        """Why units of this hop (samples) and number do not fit, and what to do, as half a sentence; empty: they fit."""
+        return ""
 
     def impossible_targets(self, lengths: Tensor, tokens: list[list[int]]) -> list[int]:
         """Indices of utterances whose labels cannot be produced from their length in samples (N,)."""

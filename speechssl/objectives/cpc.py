@@ -6,6 +6,7 @@ Shapes: B utterances, F frames, S = F - K frames that predict, C latent and D co
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,7 @@ from speechssl.nn.lengths import full_lengths
 from speechssl.nn.losses import first_is_right
 from speechssl.nn.negatives import nearest_negatives, pools_by_group, sample_negatives
 from speechssl.nn.transformer import Block, TransformerConfig
+from speechssl.nn.variation import variation
 from speechssl.objectives.base import LossOutput, Metric, Objective
 
 
@@ -74,6 +76,14 @@ class CPC(Objective):
         candidates = self.config.num_negatives + 1
         return {"infonce": math.log(candidates), "accuracy": 1 / candidates}
 
+    def diagnose(self, numbers: Mapping[str, float]) -> str:
+        if numbers.get("variation", 1.0) < 1e-4:
+            return (
+                "the latents have become the same vector in every frame, so right and wrong answers cannot be told "
+                "apart; start again with a lower optim.lr or a longer optim.warmup"
+            )
+        return ""
+
     def forward(self, batch: Batch, *, negatives: Tensor | None = None) -> LossOutput:
         """The sum of InfoNCE over frames and steps (paper, equation 4).
 
@@ -113,6 +123,7 @@ class CPC(Objective):
         metrics = {
             "infonce": Metric.mean(loss.sum(), count),
             "accuracy": Metric.mean(hits.sum(), count),
+            "variation": Metric.mean(*variation(latents, lengths)),
             **self._bounds(loss.detach(), valid),
         }
         return LossOutput(loss.sum(), count, metrics)

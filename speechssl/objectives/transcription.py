@@ -6,6 +6,7 @@ Shapes: B utterances, F frames of log probabilities, L tokens, V tokens in all w
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from rapidfuzz.distance import Levenshtein
@@ -20,6 +21,7 @@ class Transcription(Objective):
     """A subclass gives `log_probs`; its config has vocab_size, word_boundary and symbols_per_frame."""
 
     needs = frozenset({"tokens"})
+    encoder_is_frozen = False  # in this update, although it may learn in a later one
 
     def log_probs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log probabilities (B, F, V), float32, and their lengths (B,)."""
@@ -27,6 +29,15 @@ class Transcription(Objective):
 
     def chance(self) -> dict[str, float]:
         return {"ctc": math.log(self.config.vocab_size)}
+
+    def diagnose(self, numbers: Mapping[str, float]) -> str:
+        """Only blanks are normal for some hundred updates, and while the head learns alone: not for longer."""
+        if numbers.get("blank", 0.0) > 0.999 and not self.encoder_is_frozen:
+            return (
+                "every frame is spelled as blank, so the transcripts are empty (blank collapse); wait if training has "
+                "only begun, else lower optim.lr, lengthen optim.warmup, or check that the transcripts fit the audio"
+            )
+        return ""
 
     def forward(self, batch: Batch) -> LossOutput:
         """The sum of CTC losses; num_targets counts tokens. In eval mode also token and word error rates."""

@@ -7,6 +7,7 @@ C latent and D hidden channels, G codebooks of V codes, K negatives.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +22,7 @@ from speechssl.nn.losses import contrastive_logits, diversity_loss, first_is_rig
 from speechssl.nn.masking import span_mask
 from speechssl.nn.negatives import nearest_negatives, sample_negatives
 from speechssl.nn.quantize import GumbelQuantizer
+from speechssl.nn.variation import variation
 from speechssl.objectives.base import LossOutput, Metric, Objective, scale_gradient
 
 
@@ -75,6 +77,25 @@ class Wav2Vec2(Objective):
     def chance(self) -> dict[str, float]:
         negatives = self.config.num_negatives
         return {"contrastive": math.log(negatives + 1), "accuracy": 1 / (negatives + 1)}
+
+    def diagnose(self, numbers: Mapping[str, float]) -> str:
+        floor = self.config.num_codebooks
+        if numbers.get("code_perplexity", math.inf) < 1.1 * floor:
+            return (
+                f"the quantizer gives every frame the same code (code_perplexity is at its floor, {floor}), so there is "
+                "nothing to tell apart; raise objective.diversity_weight or objective.gumbel_end, or lower optim.lr"
+            )
+        if numbers.get("equal_codes", 0.0) > 0.9:
+            return (
+                f"{numbers['equal_codes']:.0%} of the negatives have the codes of the right answer and do not count, so "
+                "accuracy means nothing; raise objective.diversity_weight, or lower optim.lr"
+            )
+        if numbers.get("variation", 1.0) < 1e-4:
+            return (
+                "the latents have become the same vector in every frame, so the loss stays at chance; start again with "
+                "a lower optim.lr or a longer optim.warmup"
+            )
+        return ""
 
     def describe(self) -> list[tuple[str, str]]:
         frames = torch.full((64,), 15 * 50)
@@ -131,6 +152,7 @@ class Wav2Vec2(Objective):
             "prob_perplexity": Metric(quantized.probs.detach().sum(0), "perplexity"),
             "feature_penalty": Metric.mean(penalty * count, count),
             "equal_codes": Metric.mean(equal[scored].float().mean(-1).sum(), count),
+            "variation": Metric.mean(*variation(latents, lengths)),
             "masked": Metric.mean(counts.sum(), frames.sum()),
             "temperature": Metric.mean(count * self.quantizer.temperature, count),
         }

@@ -28,7 +28,7 @@ def mask_by_loops(lengths, size, start_prob, span, min_spans, generator):
     draw = torch.rand(len(lengths), size, generator=generator)
     mask = torch.zeros(len(lengths), size, dtype=torch.bool)
     for i, frames in enumerate(lengths):
-        width = max(min(span, frames - 1), 0)
+        width = max(min(span, max(frames - max(min_spans, 1), 1), frames - 1), 0)
         places = frames - width + 1 if width else 0
         wanted = max(math.floor(torch.tensor(start_prob) * frames + u[i]), min_spans)
         for start in draw[i, :places].argsort()[: min(wanted, places)].tolist():
@@ -50,7 +50,8 @@ def test_spans_are_unbroken_and_off_the_padding(lengths, seed, rule, padding):
     assert mask.shape == (len(lengths), size)
     for row, frames in zip(mask, lengths, strict=True):
         assert not row[frames:].any()
-        assert all(run >= min(rule["span"], frames - 1) for run in runs(row))
+        room = max(frames - max(rule["min_spans"], 1), 1)
+        assert all(run >= min(rule["span"], room, frames - 1) for run in runs(row))
 
 
 @given(st.integers(2, 200), st.integers(0, 1000), st.floats(0, 0.5), st.integers(0, 4))
