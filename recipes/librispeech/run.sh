@@ -10,19 +10,21 @@
 #   --exp DIR          where runs and results go                (default: exp/NAME)
 #   --labels SPLIT     10min, 1h, 10h or 100h                   (default: 10min)
 #   --fold K           which of the six 10-minute sets          (default: 0)
+#   --folds all        all six, one after the other, then one table of them with means and intervals
 #   --stage N, --stop-stage M   from and to which stage         (default: 1 to 9)
 #   --launch CMD       how training starts; several GPUs: "accelerate launch -m"       (default: "python -m")
 # Stages: 1 data, 2 manifests, 3 labelled split, 4 vocabulary, 5 pretrain, 6 fine-tune, 7 decode, 8 score, 9 table
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 tools=$here/../../tools
-preset= data=data exp= labels=10min fold=0 stage=1 stop_stage=9 launch=
+preset= data=data exp= labels=10min fold=0 folds= stage=1 stop_stage=9 launch=
+given=("$@")
 while [ $# -gt 0 ]; do
   case $1 in
-    --preset|--data|--exp|--labels|--fold|--stage|--stop-stage|--launch)
+    --preset|--data|--exp|--labels|--fold|--folds|--stage|--stop-stage|--launch)
       [ $# -gt 1 ] || { echo "error: $1 needs a value" >&2; exit 2; }
       name=${1#--}; printf -v "${name//-/_}" %s "$2"; shift 2;;
-    -h|--help) sed -n '2,20s/^# \{0,1\}//p' "$0"; exit 0;;
+    -h|--help) sed -n '2,21s/^# \{0,1\}//p' "$0"; exit 0;;
     *) echo "error: unknown option '$1'; see --help" >&2; exit 2;;
   esac
 done
@@ -37,6 +39,14 @@ tuned=$exp/$split   # where fine-tuned systems go
 
 run() { echo "+ $*"; "$@"; }
 stage_is_due() { [ "$stage" -le "$1" ] && [ "$1" -le "$stop_stage" ] && echo "== stage $1: $2"; }
+if [ -n "$folds" ]; then   # this very script for each fold; what they share is done once
+  [ "$folds" = all ] && [ "$labels" = 10min ] || { echo "error: --folds all, and only with --labels 10min" >&2; exit 2; }
+  for fold in 0 1 2 3 4 5; do "$0" "${given[@]}" --folds "" --fold "$fold"; done
+  if stage_is_due 9 "table of all folds"; then
+    run python "$tools/wer_table.py" "$exp"/10min-{0..5} --pretrain "$exp/pretrain"
+  fi
+  exit 0
+fi
 validate=()   # what training validates on
 tune() {   # PRESET --init RUN | --like RUN [KEY=VALUE ...]
   run $launch speechssl finetune --preset "$1" "$2" "$3" --train "$train_manifest" "${validate[@]}" \

@@ -1,33 +1,36 @@
-"""Greedy CTC decoding of a manifest.
+"""Decoding of a manifest: greedy CTC, or a beam search with a language model (`search`).
 
 Shapes: B utterances, F frames (each frame may spell several tokens: then F counts tokens), V tokens, 0 = blank.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from speechssl.asr.files import settings_path, write_whole
+from speechssl.asr.beam import BeamConfig
+from speechssl.asr.files import read_settings, settings_path
+from speechssl.asr.search import DecodeError, Decoding, Search, Searchers, sha256
+from speechssl.asr.tune import Trial, tune
 from speechssl.batch import Batch
-from speechssl.checkpoint import load_checkpoint
+from speechssl.checkpoint import Checkpoint, load_checkpoint
 from speechssl.data.dataset import LoadedBatch, padded_batches
 from speechssl.data.manifest import Manifest, Utterance
 from speechssl.data.tokens import Tokenizer
-from speechssl.errors import UserError
+from speechssl.files import write_whole
 from speechssl.objectives.transcription import Transcription
 
-
-class DecodeError(UserError):
-    """What cannot be decoded. The message names the checkpoint or the manifest and what to do."""
+FOUND = ("problems", "cannot_fit", "tuning")  # in the settings file, but not what was asked for
 
 
 def collapse(ids: Tensor) -> list[int]:
@@ -47,11 +50,16 @@ def decode_manifest(
     manifest_path: str | Path,
     out_path: str | Path,
     *,
+    decoding: Decoding | None = None,
+    tune_on: str | Path | None = None,
+    weights_from: str | Path | None = None,
     seconds_per_batch: float = 60.0,
     device: str | None = None,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    jobs: int = 1,
 ) -> None:
-    """Writes one JSON line per utterance, in the manifest's order: id, text, and reference where it is known.
+    """Writes one JSON line per utterance, in the manifest's order: id, text, and what is known of reference, speaker
+    and seconds; with n-best lists also `nbest`.
 
     References are normalised by the vocabulary's rule, so that they can be compared with the texts. What the
     file was made with goes to `<out>.settings.json`. Utterances that cannot be read get an empty text; they are
@@ -59,89 +67,223 @@ def decode_manifest(
 
     Args:
         checkpoint_path: of a fine-tuned encoder.
+        decoding: how texts are found; None: greedy.
+        tune_on: a manifest of other speakers, on which lm_weight and word_score are chosen first.
+        weights_from: a decode file whose tuned weights are taken instead.
         seconds_per_batch: largest batch in seconds of audio, padding included. In fp32 the texts do not depend on it.
         device: "cpu", "cuda", "cuda:1", ...; None: a GPU where there is one.
         precision: fp32 or an autocast type.
+        jobs: processes that search; 0: one per core.
 
     Raises:
-        DecodeError: the checkpoint has no vocabulary, or no utterance could be read.
+        DecodeError: the checkpoint has no vocabulary, no utterance could be read, or options that do not fit.
         ManifestError: the manifest cannot be used.
     """
-    out_path = Path(out_path)
+    out_path, decoding = Path(out_path), decoding or Decoding()
     if out_path.exists() and not settings_path(out_path).exists():
         raise DecodeError(f"{out_path}: exists and was not made by `speechssl decode`; give another --output.")
+    if (tune_on or weights_from) and decoding.lm is None:
+        raise DecodeError("there are no weights to choose without a language model; give --lm.")
     manifest = Manifest.read(manifest_path)
     checkpoint = load_checkpoint(checkpoint_path)
-    objective, tokenizer = checkpoint.objective, checkpoint.tokenizer
-    if tokenizer is None or not isinstance(objective, Transcription):
+    tokenizer = checkpoint.tokenizer
+    if tokenizer is None or not isinstance(checkpoint.objective, Transcription):
         raise DecodeError(
             f"{checkpoint_path}: was not fine-tuned, so it spells nothing; fine-tune it first (`speechssl finetune`)."
         )
-    where = _device(device)
-    settings = {
+    model = Model(checkpoint, tokenizer, _device(device), precision, seconds_per_batch)
+    settings = _settings(checkpoint, decoding, tune_on, weights_from) | {
         "checkpoint": str(checkpoint_path),
-        "step": checkpoint.step,
         "manifest": str(manifest_path),
-        "manifest_sha256": hashlib.sha256(Path(manifest_path).read_bytes()).hexdigest(),
+        "manifest_sha256": sha256(manifest_path),
+        "utterances": len(manifest),
+        "text_rule": {"case": tokenizer.case, "punctuation": tokenizer.punctuation},
         "seconds_per_batch": seconds_per_batch,
         "precision": precision,
-        "device": where.type,
-        "text_rule": {"case": tokenizer.case, "punctuation": tokenizer.punctuation},
-        "utterances": len(manifest),
+        "device": model.device.type,
     }
-    if out_path.exists() and _read_settings(out_path) == settings:
+    if out_path.exists() and _asked_for(read_settings(out_path)) == settings:
         print(f"{out_path}: already decoded with this checkpoint and these settings, left as it is")
         return
-    objective.to(where)
 
-    def transcribe(batch: Batch) -> list[str]:
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-        with torch.inference_mode(), torch.autocast(where.type, dtype, enabled=dtype is not None):
-            log_probs, lengths = objective.log_probs(batch.to(where))
-            return greedy(log_probs, lengths, tokenizer)
+    found: dict[str, Any] = {"cannot_fit": model.cannot_fit(manifest)}
+    with contextlib.ExitStack() as stack:
+        config, searchers = decoding.config, None
+        if decoding.decoder != "greedy":
+            utterances = max(len(Manifest.read(path)) for path in (manifest_path, tune_on) if path)
+            search = Search(tokenizer, decoding)
+            searchers = stack.enter_context(Searchers(search, jobs=jobs, utterances=utterances))
+            if tune_on:
+                found["tuning"] = _tune(model, searchers, tune_on, config)
+            elif weights_from:
+                found["tuning"] = _tuning_of(weights_from)
+            if "tuning" in found:
+                config = replace(config, **{name: found["tuning"][name] for name in ("lm_weight", "word_score")})
+                _warn_of_overlap(manifest, found["tuning"]["manifest"])
 
-    rate = checkpoint.config.data.sample_rate
-    frames = {u.id: objective.encoder.frame_lengths(u.length_at(rate)) for u in manifest}
-    problems = [f"{u.id}: too short for one frame ({u.seconds:.3f} s)." for u in manifest if not frames[u.id]]
-    long_enough = manifest.filter(lambda u: frames[u.id] > 0)
-    texts: dict[str, str] = {}
-    if len(long_enough):
-        batches = padded_batches(long_enough, checkpoint.config.data, seconds_per_batch=seconds_per_batch)
-        texts, unread = transcribe_all(batches, transcribe, len(long_enough))
-        problems += unread
-    if not texts:
-        raise DecodeError(f"{manifest_path}: not one of {len(manifest)} utterances could be decoded: {problems[0]}")
+        def transcribe(log_probs: Tensor, lengths: Tensor) -> list[dict]:
+            if searchers is None:
+                return [{"text": text} for text in greedy(log_probs, lengths, tokenizer)]
+            lists = searchers.decode(cut(log_probs, lengths), config, decoding.nbest)
+            nbests = [[asdict(hypothesis) for hypothesis in hypotheses] for hypotheses in lists]
+            return [{"text": nbest[0]["text"], **({"nbest": nbest} if decoding.nbest > 1 else {})} for nbest in nbests]
 
-    record = json.dumps(settings | {"problems": problems}, ensure_ascii=False, indent=1)
-    write_whole(settings_path(out_path), record + "\n")
-    lines = (json.dumps(_row(u, texts.get(u.id, ""), tokenizer), ensure_ascii=False) + "\n" for u in manifest)
-    write_whole(out_path, "".join(lines))
-    _report(problems, len(manifest))
+        rows, found["problems"] = model.run(manifest, transcribe)
+    if not rows:
+        raise DecodeError(
+            f"{manifest_path}: not one of {len(manifest)} utterances could be decoded: {found['problems'][0]}"
+        )
+    write_whole(settings_path(out_path), json.dumps(settings | found, ensure_ascii=False, indent=1) + "\n")
+    whole = (_row(u, tokenizer) | rows.get(u.id, {"text": ""}) for u in manifest)
+    write_whole(out_path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in whole))
+    _report(found["problems"], found["cannot_fit"], len(manifest))
 
 
-def _read_settings(out_path: Path) -> dict:
-    """What made a decoded file, without its problems; empty if that cannot be read."""
-    try:
-        record = json.loads(settings_path(out_path).read_text(encoding="utf-8"))
-        return {key: value for key, value in record.items() if key != "problems"}
-    except (OSError, ValueError, AttributeError):
-        return {}
+class Model:
+    """A fine-tuned checkpoint on its device."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        tokenizer: Tokenizer,
+        device: torch.device,
+        precision: str,
+        seconds_per_batch: float,
+    ):
+        self.objective: Any = checkpoint.objective.to(device)
+        self.data, self.tokenizer = checkpoint.config.data, tokenizer
+        self.device, self.seconds_per_batch = device, seconds_per_batch
+        self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+    def log_probs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(B, F, V) and lengths (B,), on the device."""
+        with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            return self.objective.log_probs(batch.to(self.device))
+
+    def run(
+        self, manifest: Manifest, transcribe: Callable[[Tensor, Tensor], list[dict]], title: str = "decode"
+    ) -> tuple[dict[str, dict], list[str]]:
+        """What `transcribe` makes of each utterance, by id, and the sentences about those that could not be read."""
+        rate = self.data.sample_rate
+        frames = {u.id: self.objective.encoder.frame_lengths(u.length_at(rate)) for u in manifest}
+        problems = [f"{u.id}: too short for one frame ({u.seconds:.3f} s)." for u in manifest if not frames[u.id]]
+        long_enough = manifest.filter(lambda u: frames[u.id] > 0)
+        if not len(long_enough):
+            return {}, problems
+        batches = padded_batches(long_enough, self.data, seconds_per_batch=self.seconds_per_batch)
+        results, unread = transcribe_all(
+            batches, lambda batch: transcribe(*self.log_probs(batch)), len(long_enough), title=title
+        )
+        return results, problems + unread
+
+    def cannot_fit(self, manifest: Manifest) -> list[str]:
+        """Ids of references that need more tokens than their audio has frames: no decoder can spell them."""
+        texts = {u.id: u.text for u in manifest if u.text is not None and not self.tokenizer.unknown(u.text)}
+        if not texts:
+            return []
+        known = [u for u in manifest if u.id in texts]
+        lengths = torch.tensor([u.length_at(self.data.sample_rate) for u in known])
+        tokens = [self.tokenizer.encode(text) for text in texts.values()]
+        return [known[i].id for i in self.objective.impossible_targets(lengths, tokens)]
+
+
+def cut(log_probs: Tensor, lengths: Tensor) -> list[np.ndarray]:
+    """(B, F, V), (B,) -> the (F, V) of each utterance without its padding."""
+    host = log_probs.float().cpu().numpy()
+    return [row[:length] for row, length in zip(host, lengths.tolist(), strict=True)]
 
 
 def transcribe_all(
-    batches: Iterable[LoadedBatch], transcribe: Callable[[Batch], list[str]], total: int
-) -> tuple[dict[str, str], list[str]]:
-    """Id -> text over all batches, and the sentences about what could not be read. Shows a progress bar."""
-    texts: dict[str, str] = {}
+    batches: Iterable[LoadedBatch], transcribe: Callable[[Batch], list[dict]], total: int, *, title: str = "decode"
+) -> tuple[dict[str, dict], list[str]]:
+    """Id -> result over all batches, and the sentences about what could not be read. Shows a progress bar."""
+    results: dict[str, dict] = {}
     problems: list[str] = []
     with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("decode", total=total)
+        task = progress.add_task(title, total=total)
         for loaded in batches:
             problems += loaded.problems
             if loaded.batch is not None:
-                texts.update(zip(loaded.batch.ids, transcribe(loaded.batch), strict=True))
-            progress.update(task, completed=len(texts) + len(problems))
-    return texts, problems
+                results.update(zip(loaded.batch.ids, transcribe(loaded.batch), strict=True))
+            progress.update(task, completed=len(results) + len(problems))
+    return results, problems
+
+
+# -------------------------------------------------------------------------------------------------------------- weights
+
+
+def _tune(model: Model, searchers: Searchers, manifest_path: str | Path, config: BeamConfig) -> dict[str, Any]:
+    """Chooses the weights: the encoder runs once, the search many times. Returns the record of it."""
+    manifest = Manifest.read(manifest_path)
+    labelled = manifest.filter(lambda u: u.text is not None)
+    if not len(labelled):
+        raise DecodeError(f"{manifest_path}: holds no transcripts, so no weights can be chosen on it.")
+    kept, problems = model.run(
+        labelled, lambda *batch: [{"log_probs": item} for item in cut(*batch)], title="encode the dev set"
+    )
+    if not kept:
+        raise DecodeError(f"{manifest_path}: not one of {len(labelled)} utterances could be read: {problems[0]}")
+    references = [model.tokenizer.normalize(u.text or "") for u in labelled if u.id in kept]
+    log_probs = [kept[u.id]["log_probs"] for u in labelled if u.id in kept]
+    words = sum(len(text.split()) for text in references)
+
+    def texts(weight: float, bonus: float) -> list[str]:
+        trial = replace(config, lm_weight=weight, word_score=bonus)
+        return [nbest[0].text for nbest in searchers.decode(log_probs, trial)]
+
+    def tell(trial: Trial) -> None:
+        wer = 100 * trial.word_errors / max(words, 1)
+        print(f"LM weight {trial.weight:g}, word score {trial.bonus:g}: WER {wer:.2f} % on the dev set", flush=True)
+
+    tuned = tune(texts, references, tell=tell)
+    best = tuned.best
+    print(f"chosen: LM weight {best.weight:g}, word score {best.bonus:g}")
+    where = {"manifest": str(manifest_path), "manifest_sha256": sha256(manifest_path), "utterances": len(references)}
+    return {"lm_weight": best.weight, "word_score": best.bonus, **where, **tuned.record()}
+
+
+def _tuning_of(decoded_path: str | Path) -> dict[str, Any]:
+    tuning = read_settings(decoded_path).get("tuning")
+    if not isinstance(tuning, dict):
+        raise DecodeError(f"{settings_path(decoded_path)}: holds no tuned weights; decode that set with --tune first.")
+    return tuning
+
+
+def _warn_of_overlap(manifest: Manifest, tuned_on: str) -> None:
+    if not Path(tuned_on).is_file():
+        return
+    seen = {u.id for u in Manifest.read(tuned_on)}
+    if both := sum(u.id in seen for u in manifest):
+        print(f"Note: the weights were chosen on {both} of these {len(manifest)} utterances: the score is optimistic.")
+
+
+# ------------------------------------------------------------------------------------------------------------ internals
+
+
+def _settings(
+    checkpoint: Checkpoint, decoding: Decoding, tune_on: str | Path | None, weights_from: str | Path | None
+) -> dict[str, Any]:
+    """What trained the model, and how texts are found."""
+    config = checkpoint.config
+    settings: dict[str, Any] = {
+        "step": checkpoint.step,
+        "seed": config.train.seed,
+        "trained_on": config.data.train,
+        "init": config.init,
+        "decoding": decoding.record(),
+    }
+    if tune_on or weights_from:
+        settings["decoding"] |= {"lm_weight": "tuned", "word_score": "tuned"}  # their values are found: see "tuning"
+    if tune_on:
+        settings["tune_on"] = {"manifest": str(tune_on), "sha256": sha256(tune_on)}
+    if weights_from:
+        settings["weights_from"] = {"decoded": str(weights_from), "sha256": sha256(settings_path(weights_from))}
+    return settings
+
+
+def _asked_for(record: dict) -> dict:
+    """What made a decoded file, without what came of it."""
+    return {key: value for key, value in record.items() if key not in FOUND}
 
 
 def _device(name: str | None) -> torch.device:
@@ -153,15 +295,23 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def _row(utterance: Utterance, text: str, tokenizer: Tokenizer) -> dict[str, str]:
-    row = {"id": utterance.id, "text": text}
+def _row(utterance: Utterance, tokenizer: Tokenizer) -> dict[str, Any]:
+    row: dict[str, Any] = {"id": utterance.id, "text": ""}
     if utterance.text is not None:
         row["reference"] = tokenizer.normalize(utterance.text)
-    return row
+    if utterance.speaker is not None:
+        row["speaker"] = utterance.speaker
+    return row | {"seconds": round(utterance.seconds, 3)}
 
 
-def _report(problems: list[str], total: int) -> None:
+def _report(problems: list[str], cannot_fit: list[str], total: int) -> None:
     if problems:
         shown = "\n".join(f"  {sentence}" for sentence in problems[:10])
         more = f"\n  and {len(problems) - 10} more (all are in the settings file)" if len(problems) > 10 else ""
         print(f"{len(problems)} of {total} utterances could not be decoded; their texts are empty:\n{shown}{more}")
+    if cannot_fit:
+        named = ", ".join(cannot_fit[:5]) + (", ..." if len(cannot_fit) > 5 else "")
+        print(
+            f"{len(cannot_fit)} of {total} references need more tokens than their audio has frames, so that no decoder "
+            f"can spell them ({named}): check these transcripts, or fine-tune with more objective.symbols_per_frame."
+        )

@@ -1,10 +1,10 @@
-"""The file that `decode` writes and `score` reads: JSON lines of id, text, reference; settings beside it."""
+"""The file that `decode` writes and `score` reads: JSON lines of id, text, reference, ...; settings beside it."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
+from typing import Any
 
 from speechssl.errors import UserError
 
@@ -18,26 +18,40 @@ def settings_path(decoded_path: str | Path) -> Path:
     return Path(f"{decoded_path}.settings.json")
 
 
+def read_settings(decoded_path: str | Path) -> dict[str, Any]:
+    """What a decode file was made with; empty if that cannot be read (another program made it)."""
+    try:
+        record = json.loads(settings_path(decoded_path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
 def text_rule(decoded_path: str | Path) -> dict[str, str]:
     """The vocabulary's rule (case, punctuation) by which the texts of a decode file are written."""
-    path = settings_path(decoded_path)
     try:
-        rule = json.loads(path.read_text(encoding="utf-8"))["text_rule"]
+        rule = read_settings(decoded_path)["text_rule"]
         return {"case": rule["case"], "punctuation": rule["punctuation"]}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         raise DecodedFileError(
-            f"{path}: missing or unreadable, so nobody knows by which rule the hypotheses are written; "
-            "give --vocabulary."
+            f"{settings_path(decoded_path)}: missing or unreadable, so nobody knows by which rule the hypotheses are "
+            "written; give --vocabulary."
         ) from None
 
 
 def read_decoded(path: str | Path) -> tuple[dict[str, str], dict[str, str]]:
     """Hypotheses and (where they are known) references by utterance id. Raises DecodedFileError."""
+    rows = read_rows(path)
+    hypotheses = {row["id"]: row["text"] for row in rows}
+    return hypotheses, {row["id"]: row["reference"] for row in rows if row.get("reference") is not None}
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a decode file, each with id and text at least. Raises DecodedFileError with file and line."""
     path = Path(path)
     if not path.is_file():
         raise DecodedFileError(f"{path}: no such file; make it with `speechssl decode`.")
-    hypotheses: dict[str, str] = {}
-    references: dict[str, str] = {}
+    rows: dict[str, dict[str, Any]] = {}
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -47,16 +61,14 @@ def read_decoded(path: str | Path) -> tuple[dict[str, str], dict[str, str]]:
                 raise DecodedFileError(f"{path}, line {number}: not a JSON object with the texts id and text.")
             if "audio" in row:  # its text is the reference: a perfect score that means nothing
                 raise DecodedFileError(f"{path}: is a manifest, not the output of `speechssl decode`.")
-            if row["id"] in hypotheses:
+            if row["id"] in rows:
                 raise DecodedFileError(
                     f"{path}, line {number}: utterance '{row['id']}' was there before; remove one of them."
                 )
-            hypotheses[row["id"]] = row["text"]
-            if row.get("reference") is not None:
-                references[row["id"]] = row["reference"]
-    if not hypotheses:
+            rows[row["id"]] = row
+    if not rows:
         raise DecodedFileError(f"{path}: holds no hypotheses.")
-    return hypotheses, references
+    return list(rows.values())
 
 
 def _parse(line: str) -> dict | None:
@@ -69,16 +81,18 @@ def _parse(line: str) -> dict | None:
         and isinstance(row.get("id"), str)
         and isinstance(row.get("text"), str)
         and isinstance(row.get("reference"), str | None)
+        and isinstance(row.get("speaker"), str | None)
+        and isinstance(row.get("seconds"), int | float | None)
+        and _are_hypotheses(row.get("nbest", []))
     )
     return row if valid else None
 
 
-def write_whole(path: Path, content: str) -> None:
-    """Writes a text file whole or not at all (temporary file, then rename)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def _are_hypotheses(nbest: Any) -> bool:
+    numbers = ("score", "acoustic", "lm")
+    return isinstance(nbest, list) and all(
+        isinstance(item, dict)
+        and isinstance(item.get("text"), str)
+        and all(isinstance(item.get(name), int | float) for name in numbers)
+        for item in nbest
+    )

@@ -13,12 +13,13 @@ from pathlib import Path
 import jiwer
 import numpy as np
 
-from speechssl.asr.files import read_decoded, text_rule, write_whole
+from speechssl.asr.breakdown import by_length, by_speaker, diagnose
+from speechssl.asr.files import read_rows, read_settings, text_rule
 from speechssl.data.manifest import Manifest
 from speechssl.data.tokens import Tokenizer, normalize_text
 from speechssl.errors import UserError
+from speechssl.files import write_whole
 
-COLLAPSED_SHARE = 0.9  # of the hypotheses are empty: the model answers blank everywhere
 WORST = 50  # utterances shown aligned
 
 
@@ -52,7 +53,8 @@ class Score:
         cer: the same over characters, spaces included.
         words: of the references.
         empty: hypotheses without a word.
-        warning: a sentence when the number says little (blank collapse); else "".
+        warning: a sentence when the number says little (blank collapse, one text for all) or its cause shows; else "".
+        lengths, speakers: errors of the shortest, middle and longest third, and of each speaker (see `breakdown`).
         rows: one per utterance, in the references' order.
     """
 
@@ -67,6 +69,8 @@ class Score:
     utterances: int
     empty: int
     warning: str
+    lengths: dict[str, dict]
+    speakers: dict[str, dict]
     rows: tuple[UtteranceScore, ...]
 
     def summary(self) -> dict:
@@ -74,9 +78,18 @@ class Score:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rows"}
 
 
-def score(hypotheses: Mapping[str, str], references: Mapping[str, str], *, samples: int = 1000, seed: int = 0) -> Score:
+def score(
+    hypotheses: Mapping[str, str],
+    references: Mapping[str, str],
+    *,
+    seconds: Mapping[str, float] | None = None,
+    speakers: Mapping[str, str] | None = None,
+    samples: int = 1000,
+    seed: int = 0,
+) -> Score:
     """Scores texts by utterance id.
 
+    seconds, speakers: of the utterances, as far as they are known.
     samples: bootstrap resamples of the utterances; the same seed gives the same interval.
     Raises ScoreError: other ids on one side than on the other, or references without a word.
     """
@@ -103,7 +116,9 @@ def score(hypotheses: Mapping[str, str], references: Mapping[str, str], *, sampl
         words=sum(row.words for row in rows),
         utterances=len(rows),
         empty=empty,
-        warning=_collapse_sentence(empty, len(rows)),
+        warning=diagnose(rows),
+        lengths=by_length(rows, seconds or {}),
+        speakers=by_speaker(rows, speakers or {}),
         rows=rows,
     )
 
@@ -129,14 +144,23 @@ def score_files(
 ) -> Score:
     """Scores a decode file and writes score.json, per_utterance.tsv and worst.txt into the folder `out`.
 
+    score.json also holds the errors per speaker and per length, and all settings that the decode file was made with.
+
     manifest: takes the references from there, normalised by the rule that the decode file was made with.
     vocabulary: takes the rule from this vocabulary file instead, and applies it to the hypotheses as well
         (for hypotheses that another program made).
     Raises DecodedFileError with file and line, ScoreError with the first ids that differ.
     """
-    hypotheses, references = read_decoded(hypotheses_path)
+    lines = read_rows(hypotheses_path)
+    hypotheses = {line["id"]: line["text"] for line in lines}
+    references = {line["id"]: line["reference"] for line in lines if line.get("reference") is not None}
+    speakers = {line["id"]: line["speaker"] for line in lines if line.get("speaker") is not None}
+    seconds = {line["id"]: line["seconds"] for line in lines if line.get("seconds") is not None}
     if manifest is not None:
-        references = {u.id: u.text for u in Manifest.read(manifest) if u.text is not None}
+        labelled = Manifest.read(manifest).filter(lambda u: u.text is not None)
+        references = {u.id: u.text for u in labelled if u.text is not None}
+        speakers = {u.id: u.speaker for u in labelled if u.speaker is not None}
+        seconds = {u.id: u.seconds for u in labelled}
     if vocabulary is not None:
         tokenizer = Tokenizer.read(vocabulary)
         hypotheses = {i: tokenizer.normalize(text) for i, text in hypotheses.items()}
@@ -146,8 +170,14 @@ def score_files(
         references = {i: normalize_text(text, **rule) for i, text in references.items()}
     if not references:
         raise ScoreError(f"{manifest or hypotheses_path}: holds no references; give a manifest with transcripts.")
-    result = score(hypotheses, references, samples=samples, seed=seed)
-    _write_all(result, Path(out), {"hypotheses": str(hypotheses_path), "samples": samples, "seed": seed})
+    result = score(hypotheses, references, seconds=seconds, speakers=speakers, samples=samples, seed=seed)
+    extra = {
+        "hypotheses": str(hypotheses_path),
+        "samples": samples,
+        "seed": seed,
+        "made_with": read_settings(hypotheses_path),
+    }
+    _write_all(result, Path(out), extra)
     return result
 
 
@@ -178,18 +208,8 @@ def _check_ids(hypotheses: Mapping[str, str], references: Mapping[str, str]) -> 
             raise ScoreError(f"{len(ids)} utterances have {what}: {named}; both sides must hold the same utterances.")
 
 
-def _collapse_sentence(empty: int, total: int) -> str:
-    if empty < COLLAPSED_SHARE * total:
-        return ""
-    return (
-        f"{empty} of {total} hypotheses are empty: the model answers blank on nearly every frame (blank collapse), so "
-        "this error rate says nothing about the encoder. Train for more updates (the plateau of blanks is where CTC "
-        "starts), raise the learning rate of the head, or check that the transcripts belong to the audio."
-    )
-
-
-def _write_all(result: Score, out: Path, source: dict) -> None:
-    write_whole(out / "score.json", json.dumps({**result.summary(), **source}, ensure_ascii=False, indent=1) + "\n")
+def _write_all(result: Score, out: Path, extra: dict) -> None:
+    write_whole(out / "score.json", json.dumps({**result.summary(), **extra}, ensure_ascii=False, indent=1) + "\n")
     header = "id\twords\tsubstitutions\tinsertions\tdeletions\treference\thypothesis\n"
     write_whole(out / "per_utterance.tsv", header + "".join(_tsv(row) for row in result.rows))
     write_whole(out / "worst.txt", worst(result))

@@ -100,6 +100,51 @@ def test_blank_collapse_is_said():
     assert result.wer == pytest.approx(39 / 40)
 
 
+LINES = {str(i): f"SOME WORDS OF LINE NUMBER {'ABCDEFGHIJKLMNOPQRSTUVWX'[i]}" for i in range(24)}
+
+
+@pytest.mark.parametrize(
+    ("say", "sentence"),
+    [
+        (lambda i, text: "THE SAME" if i % 3 else text, "16 of 24 hypotheses are the same text ('THE SAME')"),
+        (lambda i, text: f"{text[:4]} {text[-1]}", "hold 23% of the references' letters: most is missing"),
+        (lambda i, text: f"{text} {text}", "hold 200% of the references' letters: too much is spelt"),
+        (lambda i, text: text.replace(" ", ""), "words run together"),
+        (lambda i, text: " ".join(text.replace(" ", "")), "words fall apart"),
+        (lambda i, text: text.replace("O", "U"), ""),
+    ],
+    ids=["one text", "short", "long", "together", "apart", "fine"],
+)
+def test_what_the_texts_say_about_the_system(say, sentence):
+    result = score({i: say(int(i), text) for i, text in LINES.items()}, LINES)
+    assert sentence in result.warning
+    assert bool(result.warning) == bool(sentence)
+
+
+def test_many_equal_references_are_no_collapse():
+    references = {str(i): "YES" if i < 15 else "NO" for i in range(20)}
+    assert score(references, references).warning == ""
+
+
+def test_errors_per_speaker_and_per_length():
+    speakers = {"same": "anna", "substituted": "ben", "inserted": "ben", "deleted": "anna"}  # mixed: nobody
+    seconds = {"same": 5.0, "substituted": 2.0, "inserted": 1.0, "deleted": 3.0, "mixed": 2.5}
+    result = score(HYPOTHESES, REFERENCES, speakers=speakers, seconds=seconds)
+    assert list(result.speakers) == ["ben", "anna"]  # worst first
+    assert result.speakers["ben"] == {"utterances": 2, "words": 6, "errors": 5, "wer": 5 / 6}
+    assert result.speakers["anna"]["wer"] == 2 / 10
+    assert {name: (part["from"], part["to"], part["utterances"]) for name, part in result.lengths.items()} == {
+        "shortest": (1.0, 2.0, 2),
+        "middle": (2.5, 3.0, 2),
+        "longest": (5.0, 5.0, 1),
+    }
+    assert [part["errors"] for part in result.lengths.values()] == [5, 4, 0]
+    by_words = score(HYPOTHESES, REFERENCES).lengths
+    assert by_words["shortest"]["unit"] == "words"
+    assert sum(part["words"] for part in by_words.values()) == 19
+    assert score({"a": "A", "b": "B"}, {"a": "A", "b": "C"}).lengths == {}
+
+
 def test_differing_ids_are_named():
     with pytest.raises(ScoreError, match=r"1 utterances have no hypothesis: same;"):
         score({k: v for k, v in HYPOTHESES.items() if k != "same"}, REFERENCES)
@@ -137,6 +182,8 @@ def test_files_are_written(tmp_path):
     assert summary["wer"] == result.wer == pytest.approx(9 / 19)
     assert summary["low"] <= summary["wer"] <= summary["high"]
     assert "rows" not in summary
+    assert set(summary["lengths"]) == {"shortest", "middle", "longest"}
+    assert summary["made_with"] == {}  # another program wrote it
     with (tmp_path / "score" / "per_utterance.tsv").open() as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     assert [row["id"] for row in rows] == list(REFERENCES)
