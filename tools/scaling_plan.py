@@ -64,7 +64,8 @@ def plan(model: Model, gpus: int) -> Plan:
 
 
 def table(model: Model) -> str:
-    head = ["GPUs", "audio per GPU", "compute", "exchange", "exchange share", "whole run", "read per node", "readers/GPU"]
+    head = ["GPUs", "audio per GPU", "compute", "exchange", "exchange share"]
+    head += ["whole run", "read per node", "readers/GPU"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for gpus in GPUS:
         p = plan(model, gpus)
@@ -77,8 +78,8 @@ def table(model: Model) -> str:
 
 def main() -> None:
     for model in (BASE, LARGE):
-        print(f"**{model.name}**: {model.parameters / 1e6:.0f} M parameters, {model.seconds_per_update:g} s of audio per")
-        print(f"update, {model.updates:,} updates.\n\n{table(model)}\n")
+        print(f"**{model.name}**: {model.parameters / 1e6:.0f} M parameters, {model.updates:,} updates")
+        print(f"of {model.seconds_per_update:g} s of audio each.\n\n{table(model)}\n")
 
 
 if __name__ == "__main__":

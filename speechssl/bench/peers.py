@@ -27,7 +27,7 @@ def transformers_wav2vec2(case: Case, device: str) -> Candidate:
         raise UserError("transformers is compared on wav2vec 2.0 presets with a waveform front end and a Transformer.")
     body = context.context
     mask_prob = numbers.mask_start_prob * numbers.mask_length
-    theirs = Wav2Vec2Config(
+    theirs = Wav2Vec2Config(  # type: ignore[call-arg]
         hidden_size=body.dim,
         num_hidden_layers=body.num_layers,
         num_attention_heads=body.num_heads,
@@ -55,7 +55,8 @@ def transformers_wav2vec2(case: Case, device: str) -> Candidate:
         num_negatives=numbers.num_negatives,
         attn_implementation="sdpa",
     )
-    model = Wav2Vec2ForPreTraining(theirs).to(device)
+    model = Wav2Vec2ForPreTraining(theirs)
+    model.to(torch.device(device))  # type: ignore[arg-type]
     sound, lengths = waveforms(case)
     frames = objective.encoder.frame_lengths(lengths)
     shape = (len(lengths), int(frames.max()))

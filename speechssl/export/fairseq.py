@@ -94,7 +94,7 @@ def _layout(checkpoint: Checkpoint, family: str, tensors: dict[str, Any], state:
     task: dict[str, Any] = {"_name": "audio_pretraining", "data": ""}
     task |= {"sample_rate": data.sample_rate, "normalize": data.normalize}
     cfg: dict[str, Any] = {"_name": None, "model": model, "task": task, "criterion": None}
-    saved = {"args": None, "cfg": cfg, "model": tensors, "criterion": None, "optimizer_history": [], "task_state": {}}
+    saved: dict[str, Any] = {"args": None, "cfg": cfg, "model": tensors, "criterion": None, "optimizer_history": [], "task_state": {}}
     if name in ("wav2vec2", "hubert", "data2vec"):
         model |= {"mask_length": objective.mask_length, "mask_prob": objective.mask_start_prob * objective.mask_length}
     if name == "wav2vec2":
@@ -116,7 +116,7 @@ def _layout(checkpoint: Checkpoint, family: str, tensors: dict[str, Any], state:
 
 def _add_letters(saved: dict[str, Any], checkpoint: Checkpoint, model_name: str) -> None:
     """A fine-tuned model: the encoder and its settings inside, and the head; fairseq finds the letters in a file."""
-    linear = checkpoint.objective.head.linear  # type: ignore[union-attr]
+    linear: Any = checkpoint.objective.head.linear  # type: ignore[union-attr]
     # Our blank is the first of their ENTRIES, and the other three are never predicted.
     never = {"weight": torch.zeros_like(linear.weight[:3]), "bias": torch.full_like(linear.bias[:3], -1e4)}
     head = {

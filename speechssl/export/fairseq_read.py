@@ -90,11 +90,11 @@ def _read_wav2vec(path: Path, model: dict[str, Any], task: dict[str, Any], tenso
     head = [name for name in tensors if name.startswith("wav2vec_predictions.")]
     ours, unknown = maps.to_ours({k: v for k, v in tensors.items() if k not in head}, maps.FAIRSEQ_WAV2VEC)
     _check(path, unknown)
-    layers = parse_layers(path, model.get("conv_aggregator_layers"))
+    layers = parse_layers(path, str(model.get("conv_aggregator_layers")))
     if len(set(layers["dims"])) > 1 or set(layers["strides"]) != {1}:
         raise ExportError(f"{path}: its aggregator changes its width or its rate, which speechssl lacks.")
     context = {"name": "causal_convolution", "dim": layers["dims"][0], "kernels": layers["kernels"]}
-    stack = parse_layers(path, model.get("conv_feature_layers"))
+    stack = parse_layers(path, str(model.get("conv_feature_layers")))
     features = {**stack, "bias": False, "norm": "utterance", "activation": "relu", "compression": "log"}
     objective = source.alone("wav2vec")
     if not model.get("infonce") and model.get("num_negatives") and len(head) == 2:

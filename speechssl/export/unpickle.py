@@ -33,6 +33,9 @@ KNOWN_TO_TORCH = ("torch", "collections.OrderedDict", "collections.Counter", "_c
 class Inert:
     """Stands in for an object of another program: keeps its arguments and its state, and does nothing."""
 
+    args: tuple
+    state: Any
+
     def __new__(cls, *args):
         made = super().__new__(cls)
         made.args, made.state = args, None

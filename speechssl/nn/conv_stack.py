@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,7 @@ class ConvLayer(nn.Module):
     def activate(self, packing: Packing | None):
         """Normalisation and activation as a function of what the convolution gave and of `norm_parameters`."""
 
-        def function(x: Tensor, *parameters: Tensor) -> Tensor:
+        def function(x: Tensor, *parameters: Any) -> Tensor:
             if self.norm == "layer":
                 x = F.layer_norm(x, x.shape[-1:], *parameters)
             elif self.norm != "none" and packing is not None:
@@ -80,22 +81,25 @@ class ConvStack(nn.Module):
     def _on_rows(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         rows, packing = pack(x, lengths, self.hop)
         rows = self._run(rows, packing)
-        for layer in self.layers:
+        for layer in self._layers():
             packing = packing.convolved(layer.kernel, layer.stride)
         latents = unpack(rows, packing, conv_lengths(x.shape[1], self.kernels, self.strides))
         return latents, None if lengths is None else conv_lengths(lengths, self.kernels, self.strides)
 
+    def _layers(self) -> list[ConvLayer]:
+        return cast(list[ConvLayer], list(self.layers))
+
     def _run(self, x: Tensor, packing: Packing | None) -> Tensor:
-        first = self.layers[0]
+        layers = self._layers()
+        first, last = layers[0], layers[-1]
         x = convolve(x, first.weight, first.bias, first.stride)
-        for before, layer in itertools.pairwise(self.layers):
+        for before, layer in itertools.pairwise(layers):
             packing = packing and packing.convolved(before.kernel, before.stride)
             activate, parameters = before.activate(packing), before.norm_parameters()
             if torch.compiler.is_compiling():  # the compiler chooses itself what to keep
                 x = convolve(activate(x, *parameters), layer.weight, layer.bias, layer.stride)
             else:
                 x = ActivateThenConvolve.apply(activate, layer.stride, x, layer.weight, layer.bias, *parameters)
-        last = self.layers[-1]
         packing = packing and packing.convolved(last.kernel, last.stride)
         return last.activate(packing)(x, *last.norm_parameters())
 

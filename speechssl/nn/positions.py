@@ -6,6 +6,7 @@ Shapes: B utterances, F frames, D channels, H heads, G groups, K taps.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +44,7 @@ class PositionalStack(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """(B, F, D), zero on padding -> (B, F, D)."""
-        for layer in self.layers:
+        for layer in cast(list[nn.Conv1d], list(self.layers)):
             y = same_convolution(zero_padding(x, lengths), layer.weight, layer.bias, layer.groups, self.causal)
             x = F.gelu(F.layer_norm(y, y.shape[-1:]))
         return x

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -99,7 +99,8 @@ class APC(Objective):
         """How many codes are used, by what is most probable without noise."""
         if self.quantizer is None:
             return {}
-        layer = layers[self.encoder.context.config.quantize_after]
+        context: Any = self.encoder.context.config
+        layer = layers[context.quantize_after]
         logits = self.quantizer.logits(layer[~padding_mask(frames, layer.shape[1])]).float()
         logits = logits.unflatten(-1, (self.quantizer.num_codebooks, -1))  # (valid frames, G, V)
         codes = F.one_hot(logits.argmax(-1), logits.shape[-1]).sum(0).float()

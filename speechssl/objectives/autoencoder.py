@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +47,7 @@ class Decoder(nn.Module):
     def forward(self, hidden: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Returns waveforms (B, T') and their lengths (B,) in samples. Padding never reaches what lies before it."""
         x = hidden
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(cast(list[nn.ConvTranspose1d], list(self.layers))):
             x = zero_padding(x if i == 0 else F.gelu(x), lengths)
             x = layer(x.transpose(1, 2)).transpose(1, 2)
             if lengths is not None:

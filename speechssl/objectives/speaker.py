@@ -67,7 +67,7 @@ class Speaker(Objective):
         self.pooling = Pooling(config.pooling, encoder.dim)
         self.pooled_norm = BatchNorm(self.pooling.dim) if config.pooled_norm == "batch" else nn.Identity()
         self.couples_ranks = config.pooled_norm == "batch"
-        size = config.embedding_dim or self.pooling.dim
+        self.size = size = config.embedding_dim or self.pooling.dim
         self.embedding = nn.Linear(self.pooling.dim, size) if config.embedding_dim else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
         head = nn.Linear if config.classifier == "softmax" else CosineHead
@@ -115,7 +115,7 @@ class Speaker(Objective):
         return LossOutput(loss, count, metrics)
 
     def describe(self) -> list[tuple[str, str]]:
-        return [("an embedding", f"{self.head.weight.shape[1]} numbers, for {len(self.config.speakers)} speakers")]
+        return [("an embedding", f"{self.size} numbers, for {len(self.config.speakers)} speakers")]
 
     def _embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Embeddings (B, E) and the utterances' lengths (B,) in frames."""

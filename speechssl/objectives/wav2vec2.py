@@ -116,8 +116,9 @@ class Wav2Vec2(Objective):
         """
         latents, lengths = self.encoder.feature_encoder(batch.waveforms, batch.lengths_or_none)
         frames = full_lengths(latents, lengths)
+        latents = scale_gradient(latents, self.config.feature_gradient)  # the penalty's too, as published
         penalty = self._feature_penalty(latents, lengths)
-        projected, normed = self.encoder.project(scale_gradient(latents, self.config.feature_gradient))
+        projected, normed = self.encoder.project(latents)
         if mask is None:
             mask = self.draw_mask(frames, latents.shape[1])
         masked = torch.where(mask[..., None], self.mask_embedding.to(projected.dtype), projected)

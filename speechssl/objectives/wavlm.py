@@ -28,7 +28,7 @@ class WavLMConfig(HuBERTConfig):
 
 
 class WavLM(HuBERT):
-    Config = WavLMConfig
+    Config = WavLMConfig  # type: ignore[assignment]
 
     def heard(self, batch: Batch) -> Tensor:
         """The waveforms (B, T), some of them mixed while training; validation hears them as they are."""

@@ -83,8 +83,8 @@ def test_gradient_into_the_feature_encoder_is_scaled():
         torch.testing.assert_close(gradients[0.1][name], factor * gradient, atol=1e-5, rtol=1e-3)
 
 
-def test_the_penalty_is_not_scaled():
-    """feature_gradient tames what comes back from the context network, not the penalty on the latents."""
+def test_the_penalty_is_scaled_too():
+    """feature_gradient tames all that reaches the feature encoder, the penalty on the latents too, as published."""
     batch = tiny_batch(3000)
     for scale in (1.0, 0.1):
         objective = model(feature_penalty=1.0, diversity_weight=0.0, feature_gradient=scale).eval()
@@ -96,7 +96,7 @@ def test_the_penalty_is_not_scaled():
         penalty = [a - b for a, b in zip(torch.autograd.grad(loss, parameters), without, strict=True)]
         latents, _ = objective.encoder.feature_encoder(batch.waveforms)
         count = random["mask"].sum()
-        expected = torch.autograd.grad(count * latents.square().mean(), parameters)
+        expected = torch.autograd.grad(scale * count * latents.square().mean(), parameters)
         for mine, theirs in zip(penalty, expected, strict=True):
             torch.testing.assert_close(mine, theirs, atol=2e-3, rtol=1e-3)
 
