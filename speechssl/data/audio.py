@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import time
+from collections.abc import Callable
 from functools import lru_cache
 from math import gcd
+from typing import TypeVar
 
 import numpy as np
 import soundfile
@@ -13,6 +17,11 @@ from torch import Tensor
 
 from speechssl.data.manifest import Utterance
 from speechssl.errors import UserError
+
+T = TypeVar("T")
+TRANSIENT = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.ENOTCONN}
+WAITS = (0.2, 1.0, 3.0)  # seconds between tries where the system says one of these: network disks stumble
+MAX_KERNEL = 20_000_000  # numbers in a resampling kernel (160 MB); usual rates need far less than a million
 
 
 class AudioError(UserError):
@@ -39,6 +48,11 @@ def read_waveform(utterance: Utterance, sample_rate: int, *, first: int = 0, cou
     total = utterance.length_at(sample_rate)
     count = total - first if count is None else count
     rate = utterance.sample_rate
+    if is_odd_rate(rate, sample_rate):
+        raise AudioError(
+            f"{utterance.audio} ({utterance.id}): {rate} Hz cannot be resampled to {sample_rate} Hz in reasonable "
+            "memory; convert the file to a usual rate."
+        )
     start = first * rate // sample_rate
     stop = min(-(-(first + count) * rate // sample_rate), utterance.num_samples)
     samples = _decode(utterance, utterance.start + start, stop - start)
@@ -55,7 +69,10 @@ def read_waveform(utterance: Utterance, sample_rate: int, *, first: int = 0, cou
 
 
 def resample(waveform: Tensor, source: int, target: int) -> Tensor:
-    """(T,) at `source` Hz to (ceil(T * target / source),) at `target` Hz: torchaudio's windowed sinc."""
+    """(T,) at `source` Hz to (ceil(T * target / source),) at `target` Hz: torchaudio's windowed sinc.
+
+    Its kernel has source * target / gcd**2 numbers: see `is_odd_rate`.
+    """
     if source == target:
         return waveform
     divisor = gcd(source, target)
@@ -63,6 +80,11 @@ def resample(waveform: Tensor, source: int, target: int) -> Tensor:
     # torchaudio works out the length of its result in single precision, which may come out short: give it some silence.
     longer = torch.nn.functional.pad(waveform, (0, 4 * source // divisor))
     return _resampler(source // divisor, target // divisor)(longer)[:wanted]
+
+
+def is_odd_rate(source: int, target: int) -> bool:
+    """Whether resampling needs unreasonable memory: 44,099 Hz to 16,000 Hz takes 5 GB, 44,100 Hz 0.5 MB."""
+    return source != target and source * target // gcd(source, target) ** 2 > MAX_KERNEL
 
 
 @lru_cache(maxsize=16)
@@ -80,30 +102,62 @@ def normalize(waveform: Tensor) -> Tensor:
 def open_audio(utterance: Utterance) -> soundfile.SoundFile:
     """Opens the file of an utterance, inside its tar if it is in one. Raises AudioError."""
     try:
-        if utterance.byte_range is None:
-            return soundfile.SoundFile(utterance.audio)
-        offset, size = utterance.byte_range
-        with open(utterance.audio, "rb") as file:
-            file.seek(offset)
-            return soundfile.SoundFile(io.BytesIO(file.read(size)))
+        return _patiently(lambda: _open(utterance), utterance)
     except (OSError, soundfile.LibsndfileError, MemoryError) as error:
         raise AudioError(f"{utterance.audio} ({utterance.id}): cannot be read: {_reason(error)}.") from None
 
 
+def _open(utterance: Utterance) -> soundfile.SoundFile:
+    if utterance.byte_range is None:
+        return soundfile.SoundFile(utterance.audio)
+    offset, size = utterance.byte_range
+    with open(utterance.audio, "rb") as file:
+        file.seek(offset)
+        return soundfile.SoundFile(io.BytesIO(file.read(size)))
+
+
+def _patiently(read: Callable[[], T], utterance: Utterance) -> T:
+    """`read()`, tried again after a while where the system, not the file, is at fault."""
+    for wait in WAITS:
+        try:
+            return read()
+        except (OSError, soundfile.LibsndfileError) as error:
+            if _system_error(error, utterance) not in TRANSIENT:
+                raise
+        time.sleep(wait)
+    return read()
+
+
+def _system_error(error: Exception, utterance: Utterance) -> int | None:
+    """The system's error number; libsndfile does not hand it on, so the file's beginning is read again to hear it."""
+    if isinstance(error, OSError) or utterance.byte_range is not None:  # from a tar, Python reads
+        return getattr(error, "errno", None)
+    try:
+        with open(utterance.audio, "rb") as file:
+            file.read(1 << 26)
+    except OSError as heard:
+        return heard.errno
+    return None
+
+
 def _decode(utterance: Utterance, start: int, count: int) -> np.ndarray:
     """(count, channels) float32, or fewer rows where the file ends early."""
-    with open_audio(utterance) as file:
-        if file.samplerate != utterance.sample_rate:
-            raise AudioError(
-                f"{utterance.audio} ({utterance.id}): its rate is {file.samplerate} Hz, the manifest says "
-                f"{utterance.sample_rate}; make the manifest again."
-            )
-        try:
+
+    def read() -> np.ndarray:
+        with open_audio(utterance) as file:
+            if file.samplerate != utterance.sample_rate:
+                raise AudioError(
+                    f"{utterance.audio} ({utterance.id}): its rate is {file.samplerate} Hz, the manifest says "
+                    f"{utterance.sample_rate}; make the manifest again."
+                )
             if start:
                 file.seek(start)
             return file.read(count, dtype="float32", always_2d=True)
-        except (OSError, soundfile.LibsndfileError) as error:
-            raise AudioError(f"{utterance.audio} ({utterance.id}): cannot be decoded: {_reason(error)}.") from None
+
+    try:
+        return _patiently(read, utterance)
+    except (OSError, soundfile.LibsndfileError, MemoryError) as error:
+        raise AudioError(f"{utterance.audio} ({utterance.id}): cannot be decoded: {_reason(error)}.") from None
 
 
 def _reason(error: BaseException) -> str:

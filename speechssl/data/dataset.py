@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -20,14 +20,16 @@ from speechssl.data.audio import AudioError, normalize, read_waveform
 from speechssl.data.batching import crop_start, plan_epoch
 from speechssl.data.manifest import Manifest, ManifestError
 from speechssl.data.tokens import Tokenizer
+from speechssl.data.units import Units, UnitsError
 
 
 @dataclass(frozen=True)
 class LoadedBatch:
-    """A batch and the sentences about utterances that could not be read. `batch` is None when none could."""
+    """A batch, and of utterances that could not be read a sentence and the id. `batch` is None when none could."""
 
     batch: Batch | None
     problems: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
     def pin_memory(self) -> LoadedBatch:
         return self if self.batch is None else replace(self, batch=self.batch.pin_memory())
@@ -44,13 +46,32 @@ class SpeechDataset(Dataset):
         config: rate, lengths, cropping, normalisation.
         seed: of the crops.
         tokenizer: to read labels with; None: none are read.
+        speakers: their names in the order of their numbers; none: those of this manifest, sorted.
+        units: what to read units from; None: none are read.
 
     Raises:
-        ManifestError: nothing is left, or a transcript is missing or has letters outside the vocabulary.
+        ManifestError: nothing is left, a transcript is missing or has letters outside the vocabulary, or a speaker is
+            not among `speakers`.
+        UnitsError: the units are of another sample rate.
     """
 
-    def __init__(self, manifest: Manifest, config: DataConfig, *, seed: int = 0, tokenizer: Tokenizer | None = None):
+    def __init__(
+        self,
+        manifest: Manifest,
+        config: DataConfig,
+        *,
+        seed: int = 0,
+        tokenizer: Tokenizer | None = None,
+        speakers: Sequence[str] = (),
+        units: Units | None = None,
+    ):
         rate = config.sample_rate
+        if units is not None and units.record.sample_rate != rate:
+            raise UnitsError(
+                f"{units.folder}: made at {units.record.sample_rate} Hz, and data.sample_rate is {rate}; "
+                "make the units at the rate that the encoder hears."
+            )
+        self.units = units
         shortest, longest = round(config.min_seconds * rate), round(config.max_seconds * rate)
         kept = [u for u in manifest if u.length_at(rate) >= shortest and (config.crop or u.length_at(rate) <= longest)]
         if not kept:
@@ -63,7 +84,12 @@ class SpeechDataset(Dataset):
         self.left_out = len(manifest) - len(kept)
         full = np.array([u.length_at(rate) for u in kept])
         self.lengths = np.minimum(full, longest)  # what may be used of each
-        names = {speaker: i for i, speaker in enumerate(manifest.speakers)}
+        names = {speaker: i for i, speaker in enumerate(speakers or manifest.speakers)}
+        if strange := sorted({u.speaker for u in kept if u.speaker is not None} - names.keys()):
+            raise ManifestError(
+                f"speaker {strange[0]}{f' (and {len(strange) - 1} more)' if strange[1:] else ''} is not among the "
+                f"{len(names)} that the model tells apart; remove these utterances, or train on a manifest with them."
+            )
         known = [names[u.speaker] for u in kept if u.speaker is not None]
         self.speakers = known if len(known) == len(kept) else None
         self.tokens = None if tokenizer is None else self._encode(tokenizer)
@@ -108,25 +134,50 @@ class SpeechDataset(Dataset):
     def __getitem__(self, request: tuple[int, np.ndarray]) -> LoadedBatch:
         epoch, indices = request
         size = int(self.lengths[indices].min()) if self.config.crop else None
-        waveforms, kept, problems = [], [], []
+        waveforms, kept, problems = [], [], {}
         for index in indices.tolist():
             try:
                 waveforms.append(self._read(index, epoch, size))
                 kept.append(index)
             except AudioError as error:
-                problems.append(str(error))
-        batch = self._collate(waveforms, kept) if kept else None
-        return LoadedBatch(batch, tuple(problems))
+                problems[self.utterances[index].id] = str(error)
+        batch = self._collate(waveforms, kept, self._units(kept, epoch, size)) if kept else None
+        return LoadedBatch(batch, tuple(problems.values()), tuple(problems))
+
+    def instead_of(self, epoch: int, indices: np.ndarray) -> LoadedBatch:
+        """The next utterance that can be read, alone: a function of the data, so that a resume sees the same.
+
+        `batch` is None when none of the next hundred can.
+        """
+        following = (int(indices[-1]) + np.arange(1, 101)) % len(self)
+        found = (self[epoch, following[i : i + 1]] for i in range(len(following)))
+        return next((loaded for loaded in found if loaded.batch is not None), LoadedBatch(None))
+
+    def _place(self, index: int, epoch: int, size: int | None) -> tuple[int, int]:
+        """First sample of an utterance's crop, and how many; with units, a crop begins where a unit does."""
+        utterance, step = self.utterances[index], 1 if self.units is None else self.units.record.hop
+        count = int(self.lengths[index]) if size is None else size
+        spare = utterance.length_at(self.config.sample_rate) - count
+        return crop_start(self.seed, epoch, utterance.id, spare // step) * step if spare > 0 else 0, count
+
+    def _units(self, indices: list[int], epoch: int, size: int | None) -> Tensor | None:
+        """(B, U) of the same crops; -1 behind an utterance's end, and where there are none."""
+        if self.units is None:
+            return None
+        hop, rows = self.units.record.hop, []
+        for index in indices:
+            first, count = self._place(index, epoch, size)
+            units = self.units.read(self.utterances[index].id, first // hop, -(-count // hop))
+            rows.append(torch.from_numpy(units))
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
 
     def _read(self, index: int, epoch: int, size: int | None) -> Tensor:
         utterance, rate = self.utterances[index], self.config.sample_rate
-        count = int(self.lengths[index]) if size is None else size
-        spare = utterance.length_at(rate) - count
-        first = crop_start(self.seed, epoch, utterance.id, spare) if spare > 0 else 0
+        first, count = self._place(index, epoch, size)
         waveform = read_waveform(utterance, rate, first=first, count=count)
         return normalize(waveform) if self.config.normalize else waveform
 
-    def _collate(self, waveforms: list[Tensor], indices: list[int]) -> Batch:
+    def _collate(self, waveforms: list[Tensor], indices: list[int], units: Tensor | None) -> Batch:
         lengths = torch.tensor([len(w) for w in waveforms])
         tokens = None if self.tokens is None else [torch.tensor(self.tokens[i], dtype=torch.long) for i in indices]
         return Batch(
@@ -134,6 +185,7 @@ class SpeechDataset(Dataset):
             waveforms=torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True),
             lengths=lengths,
             padded=bool((lengths != lengths[0]).any()),
+            units=units,
             tokens=None if tokens is None else torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True),
             token_lengths=None if tokens is None else torch.tensor([len(t) for t in tokens]),
             speakers=None if self.speakers is None else torch.tensor([self.speakers[i] for i in indices]),
@@ -141,9 +193,12 @@ class SpeechDataset(Dataset):
 
 
 def load(
-    dataset: SpeechDataset, requests: Iterable, *, workers: int, pin_memory: bool = False
+    dataset: SpeechDataset, requests: Iterable, *, workers: int, pin_memory: bool = False, timeout: float = 0.0
 ) -> Iterator[LoadedBatch]:
-    """Reads requests (epoch, indices) in order, ahead of time in `workers` processes."""
+    """Reads requests (epoch, indices) in order, ahead of time in `workers` processes.
+
+    With a timeout, in seconds, RuntimeError is raised when the processes take longer for a batch.
+    """
     if workers:
         _end_readers_at_exit()
     return iter(
@@ -154,6 +209,7 @@ def load(
             num_workers=workers,
             prefetch_factor=4 if workers else None,
             pin_memory=pin_memory,
+            timeout=timeout if workers else 0,
             worker_init_fn=_leave_signals_to_the_trainer,
         )
     )

@@ -12,11 +12,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from speechssl.errors import UserError
+from speechssl.files import whole_file
 
 MAX_LINE = 1_000_000  # characters; a longer line is not a manifest's
 
@@ -38,6 +40,7 @@ class Utterance:
         byte_range: (offset, size) of the file inside an uncompressed tar, or None.
         text: transcript, or None.
         speaker: name, or None.
+        extra: the other columns of its line, as they were: keyword, gender, ...
     """
 
     id: str
@@ -48,6 +51,7 @@ class Utterance:
     byte_range: tuple[int, int] | None = None
     text: str | None = None
     speaker: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def seconds(self) -> float:
@@ -58,7 +62,7 @@ class Utterance:
         return -(-self.num_samples * sample_rate // self.sample_rate)
 
 
-_KNOWN = {f.name for f in dataclasses.fields(Utterance)}
+_KNOWN = {f.name for f in dataclasses.fields(Utterance)} - {"extra"}
 _REQUIRED = ("id", "audio", "num_samples", "sample_rate")
 
 
@@ -124,24 +128,18 @@ class Manifest(Sequence):
 
         relative: write audio paths relative to the manifest's folder, so that the tree can be moved.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".part")
-        folder = path.resolve().parent
-        with temporary.open("w", encoding="utf-8") as file:
+        folder = Path(path).resolve().parent
+        with whole_file(path) as file:
             for utterance in self.utterances:
                 file.write(_format_line(utterance, folder if relative else None) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
 
 
 def _format_line(utterance: Utterance, folder: Path | None) -> str:
-    record = {name: getattr(utterance, name) for name in Utterance.__dataclass_fields__}
+    record = {name: getattr(utterance, name) for name in Utterance.__dataclass_fields__ if name in _KNOWN}
     record = {k: v for k, v in record.items() if v is not None and not (k == "start" and v == 0)}
     if folder is not None:
         record["audio"] = os.path.relpath(record["audio"], folder)
-    return json.dumps(record, ensure_ascii=False)
+    return json.dumps(record | dict(utterance.extra), ensure_ascii=False)
 
 
 def _parse_line(line: str, folder: str) -> Utterance:
@@ -156,13 +154,14 @@ def _parse_line(line: str, folder: str) -> Utterance:
     missing = [name for name in _REQUIRED if name not in record]
     if missing:
         raise ValueError(f"no {', '.join(missing)}")
-    record = {k: v for k, v in record.items() if k in _KNOWN}  # other columns are the user's own
+    extra = {k: v for k, v in record.items() if k not in _KNOWN}  # other columns are the user's own
+    record = {k: v for k, v in record.items() if k in _KNOWN}
     _check_types(record)
     if record.get("byte_range") is not None:
         record["byte_range"] = tuple(record["byte_range"])
     if not os.path.isabs(record["audio"]):
         record["audio"] = os.path.join(folder, record["audio"])
-    return Utterance(**record)
+    return Utterance(**record, extra=extra)
 
 
 def _check_types(record: dict) -> None:

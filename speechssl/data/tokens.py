@@ -10,7 +10,6 @@ import base64
 import binascii
 import io
 import json
-import os
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from speechssl.errors import UserError
+from speechssl.files import write_whole
 
 BLANK = "<blank>"
 BOUNDARY = "|"  # the letters' token between two words
@@ -144,15 +144,7 @@ class Tokenizer:
 
     def write(self, path: str | Path) -> None:
         """Writes the vocabulary as JSON, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".part")
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(self.to_dict(), file, ensure_ascii=False, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_whole(path, json.dumps(self.to_dict(), ensure_ascii=False, indent=1) + "\n")
 
     @classmethod
     def read(cls, path: str | Path) -> Tokenizer:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.nn.convolve import ActivateThenConvolve, convolve
-from speechssl.nn.lengths import conv_lengths
+from speechssl.nn.lengths import conv_lengths, zero_padding
 from speechssl.nn.norms import channel_norm, packed_norm, utterance_norm
 from speechssl.nn.packing import Packing, pack, unpack
 
@@ -37,8 +37,11 @@ class ConvLayer(nn.Module):
     def norm_parameters(self) -> tuple[Tensor, ...]:
         return () if self.norm == "none" else (self.norm_weight, self.norm_bias)
 
-    def activate(self, packing: Packing | None):
-        """Normalisation and activation as a function of what the convolution gave and of `norm_parameters`."""
+    def activate(self, packing: Packing | None, lengths: Tensor | None = None):
+        """Normalisation and activation as a function of what the convolution gave and of `norm_parameters`.
+
+        packing: of rows; lengths: of padded utterances.
+        """
 
         def function(x: Tensor, *parameters: Any) -> Tensor:
             if self.norm == "layer":
@@ -46,7 +49,7 @@ class ConvLayer(nn.Module):
             elif self.norm != "none" and packing is not None:
                 x = packed_norm(x, packing, *parameters, kind=self.norm)
             elif self.norm != "none":
-                x = (channel_norm if self.norm == "group" else utterance_norm)(x, None, *parameters)
+                x = (channel_norm if self.norm == "group" else utterance_norm)(x, lengths, *parameters)
             return self.activation(x)
 
         return function
@@ -73,6 +76,8 @@ class ConvStack(nn.Module):
         """Returns latents, zero behind an utterance's end, and their lengths (B,), or None when nothing is padded."""
         if not self.layers:
             return x, lengths
+        if torch.compiler.is_exporting():
+            return self._padded(x, lengths)
         if lengths is not None or _products_are_faster(x):
             return self._on_rows(x, lengths)
         return self._run(x, None), None
@@ -85,6 +90,14 @@ class ConvStack(nn.Module):
             packing = packing.convolved(layer.kernel, layer.stride)
         latents = unpack(rows, packing, conv_lengths(x.shape[1], self.kernels, self.strides))
         return latents, None if lengths is None else conv_lengths(lengths, self.kernels, self.strides)
+
+    def _padded(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The plain way, step by step: a graph that is right for any lengths, which other programs can run."""
+        for layer in self._layers():
+            x = F.conv1d(x.transpose(1, 2), layer.weight, layer.bias, layer.stride).transpose(1, 2)
+            lengths = None if lengths is None else conv_lengths(lengths, (layer.kernel,), (layer.stride,))
+            x = layer.activate(None, lengths)(x, *layer.norm_parameters())
+        return zero_padding(x, lengths), lengths
 
     def _layers(self) -> list[ConvLayer]:
         return cast(list[ConvLayer], list(self.layers))

@@ -160,11 +160,13 @@ class Transformer(nn.Module):
         if not self.config.norm_first:
             x = self.norm(x)
         keys, packed, size = None, None, x.shape[1]
-        if lengths is not None and x.device.type == "cpu":  # utterances end to end: nothing is computed on padding
+        exporting = torch.compiler.is_exporting()  # a graph cannot hold the lengths of one batch
+        if lengths is not None and x.device.type == "cpu" and not exporting:  # end to end: nothing is done on padding
             packed = lengths.tolist()
             x = torch.cat([row[:n] for row, n in zip(x, packed, strict=True)])[None]  # (1, N, D)
         elif lengths is not None and not self.config.causal:  # no causal frame looks at the padding behind it
-            keys = ~padding_mask(lengths, size)[:, None, None]
+            # An utterance of no frames attends to one of its padding: a softmax over nothing would be NaN.
+            keys = ~padding_mask(lengths.clamp(min=1), size)[:, None, None]
         relative = None if self.relative is None else self.relative(size)
         x = self.dropout(x)
         layers = [x]

@@ -1,0 +1,1 @@
+"""Who speaks: identification, verification by trials with EER and minDCF, and the splits for both."""

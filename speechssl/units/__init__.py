@@ -1,0 +1,1 @@
+"""Frame features -> k-means -> units, the targets of HuBERT and WavLM."""

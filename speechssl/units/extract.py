@@ -1,0 +1,247 @@
+"""Makes features: MFCC, or a layer of a checkpoint's encoder, shard by shard in as many processes as asked for.
+
+Shapes: T samples, F frames, D channels.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from speechssl.checkpoint import find_checkpoint, load_checkpoint, read_record
+from speechssl.config import DataConfig
+from speechssl.data.arrays import growing_array
+from speechssl.data.audio import AudioError, read_waveform
+from speechssl.data.dataset import padded_batches
+from speechssl.data.manifest import Manifest, Utterance
+from speechssl.nn.encoder import Encoder
+from speechssl.units.features import (
+    FeaturesError,
+    FeaturesRecord,
+    claim,
+    is_finished,
+    manifest_hash,
+    shard_path,
+    shards_of,
+    write_index,
+)
+
+MFCC_HOP_MS, MFCC_WINDOW_MS, NUM_CEPS = 10, 25, 13
+
+T = TypeVar("T")
+Task = tuple[int, Manifest]  # a shard's number, and its utterances
+Encode = Callable[[Manifest], Iterator[tuple[str, np.ndarray | str]]]  # ids, and (F, D) or why there is none
+
+
+def mfcc(waveform: Tensor, sample_rate: int) -> Tensor:
+    """(T,) -> (F, 39) every 10 ms: 13 coefficients, their deltas and the deltas of these, as HuBERT's first iteration.
+
+    Kaldi's definition, by torchaudio: windows of 25 ms lie wholly inside the waveform, so that frame i begins at
+    10 ms * i.
+    """
+    from torchaudio.compliance.kaldi import mfcc as kaldi_mfcc
+    from torchaudio.functional import compute_deltas
+
+    if len(waveform) < sample_rate * MFCC_WINDOW_MS // 1000:
+        return torch.empty(0, 3 * NUM_CEPS)
+    cepstra = kaldi_mfcc(waveform[None], sample_frequency=sample_rate, num_ceps=NUM_CEPS, use_energy=False).t()
+    deltas = compute_deltas(cepstra)
+    return torch.cat((cepstra, deltas, compute_deltas(deltas))).t()
+
+
+def extract_mfcc(
+    manifest_path: Path, folder: Path, *, hop_ms: int = 20, sample_rate: int = 16_000, shard_hours: float, jobs: int
+) -> None:
+    """Writes MFCC of a manifest into a features folder.
+
+    Args:
+        hop_ms: 10, or a multiple: then every second, third, ... frame is kept.
+        sample_rate: Hz that the audio is resampled to.
+        shard_hours: hours of audio per shard.
+        jobs: processes.
+
+    Raises:
+        FeaturesError, ManifestError.
+    """
+    if hop_ms < 1 or hop_ms % MFCC_HOP_MS:
+        raise FeaturesError(f"MFCC come every {MFCC_HOP_MS} ms: --hop-ms must be a multiple of it, not {hop_ms}.")
+    if sample_rate % 200:
+        raise FeaturesError(f"{MFCC_HOP_MS} and {MFCC_WINDOW_MS} ms are no whole samples at {sample_rate} Hz.")
+    manifest = Manifest.read(manifest_path)
+    shards = shards_of(manifest, shard_hours)
+    record = FeaturesRecord(
+        kind="mfcc",
+        hop=sample_rate * hop_ms // 1000,
+        sample_rate=sample_rate,
+        dim=3 * NUM_CEPS,
+        num_shards=len(shards),
+        manifest=manifest_hash(manifest),
+    )
+    encode = partial(_mfcc_of, sample_rate, hop_ms // MFCC_HOP_MS)
+    _all_shards(folder, record, shards, encode, jobs, np.float32)
+
+
+def extract_layer(
+    checkpoint_path: Path,
+    layer: int,
+    manifest_path: Path,
+    folder: Path,
+    *,
+    shard_hours: float,
+    jobs: int,
+    device: str | None = None,
+    seconds_per_batch: float = 60.0,
+) -> None:
+    """Writes a layer of a checkpoint's encoder, in half precision, into a features folder.
+
+    Args:
+        layer: 0 = input of the context network's first block, i = output of block i after residual and norm.
+        device: "cpu", "cuda", ...; None: a GPU where there is one. Several `jobs` share it.
+
+    Raises:
+        FeaturesError: no such layer, or not a device; CheckpointError, ManifestError.
+    """
+    manifest = Manifest.read(manifest_path)
+    checkpoint_path = find_checkpoint(checkpoint_path)
+    where = _device(device)
+    config, encoder = _loaded(checkpoint_path, where)
+    if not 0 <= layer <= encoder.num_layers:
+        raise FeaturesError(f"{checkpoint_path}: has layers 0 to {encoder.num_layers}, and no layer {layer}.")
+    shards = shards_of(manifest, shard_hours)
+    with torch.no_grad():
+        one_frame = torch.zeros(1, encoder.feature_encoder.receptive_field, device=where)
+        dim = encoder(one_frame, num_layers=layer).layers[layer].shape[-1]
+    record = FeaturesRecord(
+        kind="layer",
+        hop=encoder.hop,
+        sample_rate=config.sample_rate,
+        dim=dim,
+        num_shards=len(shards),
+        manifest=manifest_hash(manifest),
+        checkpoint=str(checkpoint_path),
+        weights=read_record(checkpoint_path)["sha256"]["objective.safetensors"],
+        layer=layer,
+    )
+    workers = 0 if jobs > 1 else 1  # readers beside each process
+    encode = partial(_layer_of, checkpoint_path, layer, where, seconds_per_batch, workers)
+    _all_shards(folder, record, shards, encode, jobs, np.float16)
+
+
+def _all_shards(
+    folder: Path, record: FeaturesRecord, shards: list[Manifest], encode: Encode, jobs: int, kind: type
+) -> None:
+    """Makes the shards that are not finished; processes under `accelerate launch` share them out."""
+    state = PartialState()
+    with state.main_process_first():
+        claim(folder, record)
+    mine = range(state.process_index, len(shards), state.num_processes)
+    todo = [number for number in mine if not is_finished(folder, number)]
+    if not todo:
+        print(f"{folder}: made before with these settings, left as it is")
+        return
+    if len(todo) < len(mine):
+        print(f"{folder}: {len(mine) - len(todo)} of {len(mine)} shards are there, the others follow")
+    make = partial(_make_shard, folder, record.dim, encode, kind)
+    problems: list[str] = []
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("features", total=sum(shards[number].hours for number in todo))
+        for number, found in _each(make, [(number, shards[number]) for number in todo], min(jobs, len(todo))):
+            problems += found
+            progress.advance(task, shards[number].hours)
+    if problems:
+        shown = "\n".join(f"  {sentence}" for sentence in problems[:10])
+        print(f"{len(problems)} utterances have no features; the first of them:\n{shown}")
+
+
+def _each(make: Callable[[Task], T], tasks: list[Task], jobs: int) -> Iterator[T]:
+    """Results in order, from `jobs` processes that share out the cores."""
+    if jobs <= 1:
+        yield from map(make, tasks)
+        return
+    threads = max(1, torch.get_num_threads() // jobs)
+    context = multiprocessing.get_context("spawn")  # a forked process cannot use a GPU
+    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        yield from pool.map(make, tasks)
+
+
+def _make_shard(folder: Path, dim: int, encode: Encode, kind: type, task: Task) -> tuple[int, list[str]]:
+    """Writes one shard; returns its number and the sentences about utterances that have no frames."""
+    number, manifest = task
+    rows, problems = [], []
+    with growing_array(shard_path(folder, number), kind, (dim,)) as append:
+        for utterance, frames in encode(manifest):
+            if isinstance(frames, str):
+                problems.append(frames)
+                continue
+            frames = frames.astype(kind)
+            if not np.isfinite(frames).all():
+                raise FeaturesError(f"{utterance}: its features are not finite numbers in {np.dtype(kind)}.")
+            rows.append((utterance, append(frames), len(frames)))
+    write_index(folder, number, rows)
+    return number, problems
+
+
+def _mfcc_of(sample_rate: int, every: int, manifest: Manifest) -> Iterator[tuple[str, np.ndarray | str]]:
+    for utterance in manifest:
+        try:
+            frames = mfcc(read_waveform(utterance, sample_rate), sample_rate)[::every]
+            yield utterance.id, frames.numpy() if len(frames) else _too_short(utterance)
+        except AudioError as error:
+            yield utterance.id, str(error)
+
+
+def _layer_of(
+    checkpoint_path: Path, layer: int, device: str, seconds_per_batch: float, workers: int, manifest: Manifest
+) -> Iterator[tuple[str, np.ndarray | str]]:
+    config, encoder = _loaded(checkpoint_path, device)
+    frames = {u.id: encoder.frame_lengths(u.length_at(config.sample_rate)) for u in manifest}
+    for utterance in manifest:
+        if not frames[utterance.id]:
+            yield utterance.id, _too_short(utterance)
+    long_enough = manifest.filter(lambda u: frames[u.id] > 0)
+    if not long_enough:
+        return
+    config = replace(config, workers=workers)
+    for loaded in padded_batches(long_enough, config, seconds_per_batch=seconds_per_batch):
+        for sentence in loaded.problems:
+            yield "", sentence
+        if loaded.batch is None:
+            continue
+        batch = loaded.batch.to(device)
+        with torch.inference_mode():
+            output = encoder(batch.waveforms, batch.lengths_or_none, num_layers=layer)
+        values = output.layers[layer].float().cpu().numpy()
+        for utterance_id, row in zip(batch.ids, values, strict=True):
+            yield utterance_id, row[: frames[utterance_id]]
+
+
+@lru_cache(maxsize=1)
+def _loaded(checkpoint_path: Path, device: str) -> tuple[DataConfig, Encoder]:
+    """Once per process."""
+    checkpoint = load_checkpoint(checkpoint_path)
+    return checkpoint.config.data, checkpoint.objective.encoder.to(device)
+
+
+def _too_short(utterance: Utterance) -> str:
+    return f"{utterance.id}: too short for one frame ({utterance.seconds:.3f} s)."
+
+
+def _device(name: str | None) -> str:
+    try:
+        device = name or str(PartialState().device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):  # torch says "not compiled with CUDA" by an assertion
+        raise FeaturesError(f"device '{name}' is not there; leave --device out to take what there is.") from None
+    return device
