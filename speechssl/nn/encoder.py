@@ -58,6 +58,9 @@ class Encoder(nn.Module):
         self.context = build_context(config.context, config.context.dim if config.project else channels)
         self.dim, self.latent_dim = self.context.dim, channels
         self.num_layers = len(self.context.blocks)
+        # How many of `layers`, from the last one back, have `dim` channels: all, unless the context reads the latents
+        # themselves and they have more or fewer.
+        self.num_alike = self.num_layers + int(config.project or channels == self.dim)
         self.hop = self.feature_encoder.hop  # samples per frame
 
     def frame_lengths(self, lengths):

@@ -40,7 +40,7 @@ class CTCProbe(Transcription):
     def __init__(self, config: CTCProbeConfig, encoder: Encoder):
         super().__init__(config, encoder)
         encoder.requires_grad_(False)
-        self.layer_sum = LayerSum(encoder.num_layers + 1)
+        self.layer_sum = LayerSum(encoder.num_alike)
         self.dropout = nn.Dropout(config.dropout)
         self.recurrent = BiGRU(encoder.dim, config.dim)
         self.head = TokenHead(2 * config.dim, config.vocab_size, config.symbols_per_frame, config.dropout)
@@ -55,5 +55,5 @@ class CTCProbe(Transcription):
         with torch.no_grad():
             output = self.encoder(batch.waveforms, batch.lengths_or_none)
         frames = full_lengths(output.hidden, output.lengths)
-        mixed = self.dropout(self.layer_sum(output.layers))
+        mixed = self.dropout(self.layer_sum(output.layers[-self.encoder.num_alike :]))
         return self.head(self.recurrent(mixed, frames), frames)

@@ -60,10 +60,7 @@ class Speaker(Objective):
 
     def __init__(self, config: SpeakerConfig, encoder: Encoder):
         super().__init__(config, encoder)
-        # Where the context network reads the latents themselves, its input may have other channels than its layers.
-        same = encoder.config.project or encoder.latent_dim == encoder.dim
-        self.num_summed = encoder.num_layers + int(same)
-        self.layer_sum = LayerSum(self.num_summed) if config.features == "sum" else None
+        self.layer_sum = LayerSum(encoder.num_alike) if config.features == "sum" else None
         self.pooling = Pooling(config.pooling, encoder.dim)
         self.pooled_norm = BatchNorm(self.pooling.dim) if config.pooled_norm == "batch" else nn.Identity()
         self.couples_ranks = config.pooled_norm == "batch"
@@ -121,7 +118,7 @@ class Speaker(Objective):
         """Embeddings (B, E) and the utterances' lengths (B,) in frames."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.freeze != "encoder"):
             output = self.encoder(batch.waveforms, batch.lengths_or_none)
-        layers = output.layers[-self.num_summed :]
+        layers = output.layers[-self.encoder.num_alike :]
         frames = output.hidden if self.layer_sum is None else self.layer_sum(layers)
         lengths = full_lengths(frames, output.lengths)
         pooled = self.pooled_norm(self.pooling(frames, lengths))
