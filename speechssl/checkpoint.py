@@ -9,29 +9,26 @@ checkpoints/best.json                              which step had the best valid
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass
+import sys
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from speechssl.build import build_objective
 from speechssl.config import Config, parse
 from speechssl.data.tokens import Tokenizer
-from speechssl.errors import UserError
+from speechssl.files import flush_to_disk, write_whole
 from speechssl.nn.encoder import Encoder
 from speechssl.objectives import Objective
+from speechssl.stored import MOMENTS, WEIGHTS, CheckpointError, read_record, read_tensors, write_files
+from speechssl.watch import Counts
 
 FORMAT = 1
-
-
-class CheckpointError(UserError):
-    """A checkpoint that cannot be used. The message names the file and what to do."""
 
 
 @dataclass
@@ -41,7 +38,9 @@ class TrainState:
     step: int = 0  # optimiser updates done
     epoch: int = 0  # of the next micro-batch
     batch_in_epoch: int = 0  # of the next micro-batch
-    best: float | None = None  # best validation so far
+    best: float | None = None  # best validation so far, and ...
+    best_step: int | None = None  # ... when it was
+    counts: Counts = field(default_factory=Counts)  # of the watchdogs
 
 
 @dataclass(frozen=True)
@@ -57,57 +56,100 @@ class Checkpoint:
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A state on its way to the disk."""
+
+    step: int
+    tensors: dict[str, dict[str, torch.Tensor]]  # file -> name -> tensor
+    record: dict  # state.json, but for the hashes
+
+
 def save(state: TrainState, config: Config, folder: Path, *, tokenizer: Tokenizer | None = None, scaler=None) -> Path:
-    """Writes `folder`/step-N and returns it: into a temporary folder, flushed to the disk, then renamed."""
-    target = folder / f"step-{state.step:08d}"
+    """Writes `folder`/step-N and returns it. Raises CheckpointError."""
+    return write(snapshot(state, config, tokenizer=tokenizer, scaler=scaler, copy=False), folder)
+
+
+def snapshot(
+    state: TrainState, config: Config, *, tokenizer: Tokenizer | None = None, scaler=None, copy: bool = True
+) -> Snapshot:
+    """The state of this moment; copy: in memory of its own, so that training may go on while it is written."""
+    tensors = {WEIGHTS: state.objective.state_dict(), MOMENTS: _optimizer_tensors(state)}
+    place = {"step": state.step, "epoch": state.epoch, "batch_in_epoch": state.batch_in_epoch}
+    rest = {"best": state.best, "best_step": state.best_step, "counts": asdict(state.counts)}
+    record = _record(config, tokenizer, **place, **rest, scaler=None if scaler is None else scaler.state_dict())
+    return Snapshot(state.step, {file: _on_host(named, copy=copy) for file, named in tensors.items()}, record)
+
+
+def num_bytes(state: TrainState) -> int:
+    """What a copy of the state takes in memory."""
+    tensors = [*state.objective.state_dict().values(), *_optimizer_tensors(state).values()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def write(snapshot: Snapshot, folder: Path) -> Path:
+    """Writes `folder`/step-N and returns it: into a temporary folder, flushed to the disk, then renamed.
+
+    Raises CheckpointError; nothing is left of the try then.
+    """
+    target = folder / name_of(snapshot.step)
     if target.exists():  # already saved, for example by a signal at a step that was due anyway
         return target
     temporary = folder / f".{target.name}.part"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
-        save_file(_contiguous(state.objective.state_dict()), temporary / "objective.safetensors")
-        save_file(_contiguous(_optimizer_tensors(state)), temporary / "optimizer.safetensors")
-        record = {
-            "format": FORMAT,
-            "step": state.step,
-            "epoch": state.epoch,
-            "batch_in_epoch": state.batch_in_epoch,
-            "best": state.best,
-            "config": config.to_dict(),
-            "tokenizer": None if tokenizer is None else tokenizer.to_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
-            "sha256": {path.name: _sha256(path) for path in sorted(temporary.glob("*.safetensors"))},
-        }
-        (temporary / "state.json").write_text(json.dumps(record, ensure_ascii=False, indent=1))
+        temporary.mkdir(parents=True)
+        write_files(temporary, snapshot.tensors, snapshot.record)
         for path in [*temporary.iterdir(), temporary]:
-            _fsync(path)
+            flush_to_disk(path)
         temporary.rename(target)
-        _fsync(folder)
+        flush_to_disk(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
-            f"{target}: cannot be saved: {error}; the last good checkpoint is intact. "
-            "Free some space and run the same command again to go on from it."
+            f"{target}: cannot be saved: {error}; the last good checkpoint is intact. Free some space."
         ) from None
     return target
 
 
+def save_model(objective: Objective, config: Config, folder: Path, *, tokenizer: Tokenizer | None = None) -> None:
+    """Writes weights alone into `folder`: a checkpoint to start from (`--init`) or to use, and not to go on from."""
+    record = _record(config, tokenizer, step=0, epoch=0, batch_in_epoch=0, best=None, scaler=None)
+    write_files(folder, {WEIGHTS: _on_host(objective.state_dict(), copy=False)}, record)
+
+
+def _record(config: Config, tokenizer: Tokenizer | None, **state) -> dict:
+    spelling = None if tokenizer is None else tokenizer.to_dict()
+    return {"format": FORMAT, **state, "config": config.to_dict(), "tokenizer": spelling}
+
+
 def mark_best(folder: Path, step: int, metric: str, value: float) -> None:
     """Records which step is the best so far."""
-    temporary = folder / ".best.json.part"
-    temporary.write_text(json.dumps({"step": step, "metric": metric, "value": value}))
-    temporary.replace(folder / "best.json")
+    write_whole(folder / "best.json", json.dumps({"step": step, "metric": metric, "value": value}))
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Removes all checkpoints but the newest `keep` and the best."""
-    for path in list_checkpoints(folder)[keep:]:
-        if path != best_checkpoint(folder):
-            shutil.rmtree(path)
+    """Removes all checkpoints but the newest `keep` and the best; none, unless one of those that stay is sound."""
+    paths, best = list_checkpoints(folder), best_checkpoint(folder)
+    gone = [path for path in paths[keep:] if path != best]
+    if gone and any(_is_sound(path) for path in paths[:keep]):
+        for path in gone:
+            part = path.rename(folder / f".{path.name}.part")  # a process killed on the way leaves no half checkpoint
+            shutil.rmtree(part)
+
+
+def _is_sound(path: Path) -> bool:
+    try:
+        return bool(read_record(path))
+    except CheckpointError:
+        return False
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -117,8 +159,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 def best_checkpoint(folder: Path) -> Path | None:
     try:
-        return folder / f"step-{json.loads((folder / 'best.json').read_text())['step']:08d}"
-    except (OSError, ValueError, KeyError):
+        return folder / name_of(json.loads((folder / "best.json").read_text())["step"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -137,18 +179,6 @@ def find_checkpoint(path: str | Path) -> Path:
     return found[0]
 
 
-def read_record(path: Path) -> dict:
-    """state.json of a checkpoint, its tensors' hashes verified. Raises CheckpointError."""
-    try:
-        record = json.loads((path / "state.json").read_text())
-        broken = [name for name, digest in record["sha256"].items() if _sha256(path / name) != digest]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint: {error}; use an older one.") from None
-    if broken:
-        raise CheckpointError(f"{path}: {', '.join(broken)} is damaged (its hash differs); use an older checkpoint.")
-    return record
-
-
 def restore(state: TrainState, folder: Path, *, scaler=None) -> list[str]:
     """Puts the newest sound checkpoint of `folder` into `state`, if there is one.
 
@@ -162,12 +192,16 @@ def restore(state: TrainState, folder: Path, *, scaler=None) -> list[str]:
         except CheckpointError as error:
             problems[path] = str(error)
             continue
-        load_weights(state.objective, load_file(path / "objective.safetensors"), str(path))
-        _restore_optimizer(state, load_file(path / "optimizer.safetensors"))
+        load_weights(state.objective, read_tensors(path / WEIGHTS), str(path))
+        _restore_optimizer(state, read_tensors(path / MOMENTS))
         state.step, state.epoch, state.batch_in_epoch = record["step"], record["epoch"], record["batch_in_epoch"]
-        state.best = record["best"]
+        state.best, state.best_step = record["best"], record.get("best_step")
+        state.counts = Counts(**record.get("counts", {}))
         if scaler is not None and record["scaler"]:
             scaler.load_state_dict(record["scaler"])
+        if state.best_step is not None and (folder / name_of(state.best_step)).is_dir():
+            with contextlib.suppress(OSError):  # a process killed between the checkpoint and this line marked it not
+                mark_best(folder, state.best_step, record["config"]["train"]["best"], state.best or 0.0)
         for damaged in problems:
             with contextlib.suppress(OSError):  # another rank was faster
                 damaged.rename(damaged.with_name(f"damaged-{damaged.name}"))
@@ -186,11 +220,23 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """Reads a checkpoint, or the best of a run folder, for decoding, probing or export. Raises CheckpointError."""
     path = find_checkpoint(path)
     record = read_record(path)
-    config = parse(Config, record["config"], source=str(path / "state.json"))
+    config = parse(Config, record.get("config"), source=str(path / "state.json"))
+    _refuse_strange_code(config, path)
     objective = build_objective(config)
-    load_weights(objective, load_file(path / "objective.safetensors"), str(path))
-    tokenizer = None if record["tokenizer"] is None else Tokenizer.from_dict(record["tokenizer"])
+    load_weights(objective, read_tensors(path / WEIGHTS), str(path))
+    spelling = record.get("tokenizer")
+    tokenizer = None if spelling is None else Tokenizer.from_dict(spelling, source=str(path / "state.json"))
     return Checkpoint(objective.eval(), config, tokenizer, record["step"])
+
+
+def _refuse_strange_code(config: Config, path: Path) -> None:
+    """A checkpoint may come from anybody, and may name code to import. Raises CheckpointError."""
+    module, colon, _ = str(config.objective.get("name")).partition(":")
+    if colon and module not in sys.modules and module != os.environ.get("SPEECHSSL_TRUST"):
+        raise CheckpointError(
+            f"{path}: its objective is code outside speechssl, in the module '{module}'; if you trust it, set the "
+            f"environment variable SPEECHSSL_TRUST={module}."
+        )
 
 
 def load_encoder(path: str | Path) -> Encoder:
@@ -220,7 +266,7 @@ def initialize(objective: Objective, path: str | Path, part: str = "encoder") ->
     """
     path = find_checkpoint(path)
     read_record(path)
-    tensors = load_file(path / "objective.safetensors")
+    tensors = read_tensors(path / WEIGHTS)
     own = objective.state_dict()
     prefix = "encoder." if part == "encoder" else "encoder.feature_encoder."
     wanted, given = ({k: v for k, v in weights.items() if k.startswith(prefix)} for weights in (own, tensors))
@@ -263,21 +309,5 @@ def _restore_optimizer(state: TrainState, tensors: dict[str, torch.Tensor]) -> N
         state.optimizer.state[owner][key] = value.to(device)
 
 
-def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {k: v.detach().contiguous() for k, v in tensors.items()}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _on_host(tensors: dict[str, torch.Tensor], *, copy: bool) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().to("cpu", copy=copy).contiguous() for name, tensor in tensors.items()}

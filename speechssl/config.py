@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -21,8 +22,10 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from speechssl.errors import UserError
+from speechssl.files import write_whole
 
 T = TypeVar("T")
+MAX_BYTES = 1_000_000  # of a configuration file; a longer one is something else
 
 
 class ConfigError(UserError):
@@ -41,6 +44,7 @@ class DataConfig:
     train: str = ""  # manifest (JSON lines) to train on
     valid: str = ""  # manifest to validate on; empty: no validation
     vocabulary: str = ""  # tokens of the transcripts (`speechssl vocab`); empty: no labels are read
+    units: str = ""  # units of the utterances, for training and validation (`speechssl units`); empty: none are read
     sample_rate: int = 16_000  # the rate the encoder hears; everything is resampled to it
     normalize: bool = False  # zero mean, unit variance per utterance
     min_seconds: float = 0.4  # shorter utterances are left out (and counted)
@@ -48,6 +52,7 @@ class DataConfig:
     crop: bool = True  # crop each batch to its shortest utterance: no padding; false: whole utterances, padded
     seconds_per_batch: float = 87.5  # largest micro-batch on one device, padding included
     workers: int = 2  # reader processes per training process
+    max_bad_share: float = 0.1  # a run stops when more than this share of what it asked for cannot be read
 
     def __post_init__(self):
         _require(self.sample_rate > 0, "sample_rate must be positive")
@@ -58,6 +63,7 @@ class DataConfig:
             f"({self.max_seconds:g})",
         )
         _require(self.workers >= 0, "workers must be 0 or more")
+        _require(0 <= self.max_bad_share <= 1, "max_bad_share is a share, from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,15 +99,26 @@ class TrainConfig:
     log_every: int = 50
     valid_every: int = 2500
     save_every: int = 2500
+    save_minutes: float = 30.0  # saved too when the last time is this long ago; 0: by updates only
     keep: int = 2  # checkpoints kept besides the best
     best: str = "loss"  # validation metric that the best checkpoint minimises
     trackers: tuple[str, ...] = ()  # accelerate's: tensorboard, wandb, ...
     compile: bool = False  # torch.compile the encoder
     threads: int = 0  # CPU threads per process; 0: leave it to the environment
+    max_skipped: int = 20  # updates in a row whose loss or gradient is not finite, before the run stops
+    spike: float = 10.0  # gradient norms above this many times the running median are reported
+    on_collapse: Literal["warn", "stop", "ignore"] = "warn"
+    collapse_patience: int = 500  # updates in a row that must look collapsed before it is called so
+    stall_seconds: float = 600.0  # longest wait for a batch from the reader processes
+    rank_seconds: float = 1800.0  # longest wait for another process of the run
 
     def __post_init__(self):
         _require(self.updates > 0, "updates must be positive")
         _require(min(self.log_every, self.valid_every, self.save_every, self.keep) > 0, "periods must be positive")
+        _require(min(self.max_skipped, self.collapse_patience) > 0, "max_skipped, collapse_patience: 1 or more")
+        _require(self.save_minutes >= 0, "save_minutes must be 0 or more")
+        _require(self.spike > 1, "spike must be more than 1")
+        _require(min(self.stall_seconds, self.rank_seconds) > 0, "stall_seconds, rank_seconds must be positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,8 +229,8 @@ def plain(config: Config) -> dict:
 
 
 def write(config: Config, path: str | Path) -> None:
-    """Writes the resolved configuration as YAML."""
-    Path(path).write_text(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+    """Writes the resolved configuration as YAML, whole or not at all."""
+    write_whole(path, yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
 
 
 def presets() -> dict[str, str]:
@@ -244,6 +261,8 @@ def _read(preset: str | Path) -> tuple[dict, str]:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise ConfigError(f"{path}: no such configuration file.")
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: holds more than {MAX_BYTES} bytes; it is no configuration.")
         source, content = str(path), path.read_bytes()
     else:
         packaged = resources.files("speechssl") / "presets" / f"{preset}.yaml"
@@ -265,7 +284,7 @@ def _read(preset: str | Path) -> tuple[dict, str]:
 def _yaml(text: str, source: str) -> Any:
     try:
         data = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:  # a date that is none, a thousand [
         reason = " ".join(str(error).split())
         raise ConfigError(f"{source}: not valid YAML: {reason}") from None
     return {} if data is None and not source.startswith("override") else data
@@ -281,7 +300,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = {str(key) for key in keys if keys.count(key) > 1}
+        twice = [key for key, count in Counter(map(str, keys)).items() if count > 1]
         if twice:
             raise yaml.YAMLError(f"line {node.start_mark.line + 1}: key given twice: {', '.join(sorted(twice))}")
         return super().construct_mapping(node, deep)

@@ -9,8 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 
+from speechssl.files import append_whole, write_whole
 from speechssl.objectives import Metric, Objective
+
+ONLY_IF_ANY = ("skipped", "spikes", "unread")  # on the console; the file has them always
 
 
 class Tally:
@@ -25,6 +29,12 @@ class Tally:
             metric = Metric(metric.values * weight, metric.kind)
             self.metrics[name] = self.metrics[name] + metric if name in self.metrics else metric
 
+    def add_update(self, update: Tally) -> None:
+        """Adds the metrics of a whole update, but for those that are not finite: one of them would hide all others."""
+        for name, metric in update.metrics.items():
+            finite = metric.values.isfinite().all()  # stays on the device
+            self.add({name: Metric(torch.where(finite, metric.values, 0.0), metric.kind)})
+
     def reduce(self, accelerator) -> dict[str, float]:
         """One sum over the ranks, of all metrics side by side; then empties itself. The ranks must hold equal names."""
         names = sorted(self.metrics)
@@ -36,41 +46,78 @@ class Tally:
         for name in names:
             metric = self.metrics[name]
             values = flat[offset : offset + metric.values.numel()].view(metric.values.shape)
-            results[name] = Metric(values, metric.kind).result()
+            results[name] = Metric(values, metric.kind).result() if values.any() else math.nan  # of nothing at all
             offset += metric.values.numel()
         self.metrics = {}
         return results
 
 
 class Report:
-    """Writes metrics.jsonl in the run folder (rank 0 only) and prints."""
+    """Writes the run folder's metrics.jsonl, incidents.jsonl and left_out.jsonl (rank 0 only), and prints.
+
+    Where the disk refuses a line, the run goes on; the line is kept and written with a later one.
+    """
 
     def __init__(self, folder: Path, accelerator, objective: Objective, *, updates: int, step: int):
-        self.path, self.accelerator, self.updates = folder / "metrics.jsonl", accelerator, updates
+        self.folder, self.accelerator, self.updates = folder, accelerator, updates
         self.chance = objective.chance()
         self.started, self.first_step = time.monotonic(), step
+        self.unwritten: dict[Path, str] = {}
         if accelerator.is_main_process:
-            _forget_after(self.path, step)
+            for name in ("metrics.jsonl", "incidents.jsonl"):
+                _forget_after(folder / name, step)
 
     def log(self, split: str, step: int, numbers: Mapping[str, float]) -> None:
         """One line for `split` ("train" or "valid") at `step`."""
         if not self.accelerator.is_main_process:
             return
         record = {"split": split, "step": step, **{k: _round(v) for k, v in numbers.items()}}
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        self._append("metrics.jsonl", record)
         if self.accelerator.log_with:
             self.accelerator.log({f"{split}/{k}": v for k, v in numbers.items()}, step=step)
         self.say(self._line(split, step, numbers))
+
+    def incident(self, kind: str, step: int, sentence: str, **facts) -> None:
+        """Something that went wrong in update `step`: said, and a line of incidents.jsonl."""
+        if self.accelerator.is_main_process:
+            self._append("incidents.jsonl", {"step": step, "kind": kind, "sentence": sentence, **facts})
+            self.say(sentence)
+
+    def left_out(self, problems: Mapping[str, str]) -> None:
+        """Adds utterances and why they cannot be read to left_out.jsonl. Every process must call it."""
+        rows = [{"id": utterance, "problem": problem} for utterance, problem in problems.items()]
+        rows = gather_object(rows)
+        if self.accelerator.is_main_process:
+            for row in {row["id"]: row for row in rows}.values():
+                self._append("left_out.jsonl", row)
 
     def say(self, sentence: str) -> None:
         if self.accelerator.is_main_process:
             print(sentence, flush=True)
 
+    def close(self) -> None:
+        """Writes what the disk refused before, or says what is lost."""
+        for path, lines in self.unwritten.items():
+            try:
+                append_whole(path, lines)
+            except OSError as error:
+                self.say(f"{path}: cannot be written ({error.strerror}); {len(lines.splitlines())} lines are lost")
+
+    def _append(self, name: str, record: Mapping) -> None:
+        path = self.folder / name
+        lines = self.unwritten.pop(path, "") + json.dumps(record, ensure_ascii=False) + "\n"
+        try:
+            append_whole(path, lines)
+        except OSError as error:
+            self.unwritten[path] = lines
+            self.say(f"{path}: cannot be written ({error.strerror}); its lines are kept for later")
+
     def _line(self, split: str, step: int, numbers: Mapping[str, float]) -> str:
         parts = [f"{split} {step}/{self.updates}"]
         for name, value in numbers.items():
             if "/" in name or name in ("loss", "seconds", "hours"):  # details are in the file
+                continue
+            if name in ONLY_IF_ANY and not value:
                 continue
             chance = f" (chance {self.chance[name]:.3g})" if name in self.chance else ""
             parts.append(f"{name} {value:.3g}{chance}")
@@ -92,10 +139,8 @@ def _forget_after(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError):
             continue
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+    write_whole(path, "".join(kept))
 
 
 def _round(value: float) -> float | str:
-    return float(f"{value:.6g}") if math.isfinite(value) else str(value)
+    return value if isinstance(value, int) else float(f"{value:.6g}") if math.isfinite(value) else str(value)

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 
 from speechssl import checkpoint
 from speechssl.build import build_objective
 from speechssl.checkpoint import TrainState
 from speechssl.config import Config, ConfigError, read_run, write
-from speechssl.data.batching import stream
-from speechssl.data.dataset import SpeechDataset, load
+from speechssl.data.dataset import SpeechDataset
 from speechssl.data.manifest import Manifest, ManifestError, Utterance
 from speechssl.data.tokens import Tokenizer
+from speechssl.data.units import Units
+from speechssl.feed import Feed
 from speechssl.objectives import Objective
 from speechssl.optim import build_optimizer
 from speechssl.report import Report
+from speechssl.saving import Saver
 from speechssl.system import StopSignal, check_torch, keep_memory_pages
+from speechssl.watch import Collapse, Gradients
 
-HARMLESS = {"data.workers", "train.log_every", "train.valid_every", "train.save_every", "train.keep", "train.threads"}
-HARMLESS |= {"train.trackers", "name", "about"}  # keys that may change when a run goes on
+HARMLESS = {"data.workers", "data.max_bad_share", "name", "about"}  # keys that may change when a run goes on
+HARMLESS |= {"train.log_every", "train.valid_every", "train.save_every", "train.save_minutes", "train.keep"}
+HARMLESS |= {"train.threads", "train.trackers", "train.max_skipped", "train.spike", "train.on_collapse"}
+HARMLESS |= {"train.collapse_patience", "train.stall_seconds", "train.rank_seconds"}
 
 
 @dataclass
@@ -36,50 +42,20 @@ class Run:
     optimizer: torch.optim.Optimizer  # the optimiser as accelerate wraps it
     state: TrainState
     report: Report
-    tokenizer: Tokenizer | None
-    data: SpeechDataset
     valid: SpeechDataset | None
+    feed: Feed
+    saver: Saver | None  # on the main process
+    gradients: Gradients
+    collapse: Collapse
     stop: StopSignal = field(default_factory=StopSignal)
-    positions: Iterator = field(init=False)  # where each micro-batch lies in the data
-    batches: Iterator = field(init=False)  # this rank's micro-batches, read ahead
-
-    def __post_init__(self):
-        config, world = self.config, self.accelerator.num_processes
-        # Micro-batches are numbered the same whatever the number of processes, which only share them out: a run
-        # continued on fewer or more of them sees the same data in the same updates.
-        self.micro_batches = max(1, round(config.train.seconds_per_update / config.data.seconds_per_batch))
-        self.rounds = -(-self.micro_batches // world)
-        self.positions = self._stream()
-        pin = self.accelerator.device.type == "cuda"
-        self.batches = load(self.data, _Requests(self), workers=config.data.workers, pin_memory=pin)
-
-    def number(self, round_: int) -> int:
-        """Which micro-batch of an update this rank has in a round; `micro_batches` or more: none."""
-        return round_ * self.accelerator.num_processes + self.accelerator.process_index
 
     def close(self) -> None:
-        """Ends the reader processes. They ignore signals, so a process that left without this would wait for them."""
-        self.batches = iter(())
-
-    def _stream(self) -> Iterator:
-        data, seed = self.data, self.config.train.seed
-        place = {"epoch": self.state.epoch, "batch": self.state.batch_in_epoch}
-        return stream(data.lengths, data.budget, seed=seed, crop=data.config.crop, **place)
-
-
-class _Requests:
-    """This rank's requests to the dataset, in order, without end."""
-
-    def __init__(self, run: Run):
-        self.run, self.stream = run, run._stream()
-
-    def __iter__(self):
-        run = self.run
-        while True:
-            of_update = [next(self.stream) for _ in range(run.micro_batches)]
-            for round_ in range(run.rounds):
-                epoch, _, indices = of_update[min(run.number(round_), run.micro_batches - 1)]
-                yield epoch, indices
+        """Ends what runs beside the loop: reader processes, the checkpoint that is being written, signal handlers."""
+        self.feed.close()
+        if self.saver is not None:
+            self.saver.settle()
+        self.stop.restore()
+        self.report.close()
 
 
 def start(config: Config, folder: Path) -> Run:
@@ -91,10 +67,12 @@ def start(config: Config, folder: Path) -> Run:
     accelerator = _accelerator(config, folder)
     tokenizer = Tokenizer.read(config.data.vocabulary) if config.data.vocabulary else None
     objective = build_objective(config)
-    data = _dataset(config.data.train, config, objective, tokenizer)
+    if config.init_part != "encoder" and not config.init:
+        raise ConfigError("this preset starts from the convolutions of another run: give --init RUN (of cpc-tiny).")
+    data = read_dataset(config.data.train, config, objective, tokenizer)
     valid = None
     if config.data.valid:
-        valid = _dataset(config.data.valid, config, objective, tokenizer, keep=_spellable(tokenizer))
+        valid = read_dataset(config.data.valid, config, objective, tokenizer, keep=_measurable(config, tokenizer))
     if accelerator.is_main_process:
         _claim(config, folder)
     accelerator.wait_for_everyone()
@@ -111,12 +89,18 @@ def start(config: Config, folder: Path) -> Run:
     problems = checkpoint.restore(state, checkpoints, scaler=accelerator.scaler) if resumes else []
     model, optimizer = accelerator.prepare(objective, state.optimizer)
     report = Report(folder, accelerator, objective, updates=config.train.updates, step=state.step)
-    run = Run(config, folder, accelerator, model, optimizer, state, report, tokenizer, data, valid)
-    if objective.couples_ranks and run.micro_batches % accelerator.num_processes:
+    feed = Feed(data, config, folder, epoch=state.epoch, batch=state.batch_in_epoch, **_place(accelerator))
+    if objective.couples_ranks and feed.micro_batches % accelerator.num_processes:
         raise ConfigError(
-            f"this objective compares utterances across processes, and {run.micro_batches} micro-batches per update "
+            f"this objective compares utterances across processes, and {feed.micro_batches} micro-batches per update "
             f"leave some of {accelerator.num_processes} idle; change train.seconds_per_update to fill them."
         )
+    saver = None
+    if accelerator.is_main_process:
+        saver = Saver(checkpoints, config, report.say, tokenizer=tokenizer, scaler=accelerator.scaler)
+    gradients = Gradients(config.train, state.counts, feed, report)
+    collapse = Collapse(config.train, state.counts, objective, report, step=state.step)
+    run = Run(config, folder, accelerator, model, optimizer, state, report, valid, feed, saver, gradients, collapse)
     for sentence in [*problems, *_greeting(run, resumes, taken), memory]:
         if sentence:
             report.say(sentence)
@@ -126,26 +110,46 @@ def start(config: Config, folder: Path) -> Run:
 def _accelerator(config: Config, folder: Path) -> Accelerator:
     precision = {"fp32": "no"}.get(config.train.precision, config.train.precision)
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    group = InitProcessGroupKwargs(timeout=timedelta(seconds=config.train.rank_seconds))
     trackers = list(config.train.trackers)
     try:
         accelerator = Accelerator(
-            mixed_precision=precision, log_with=trackers or None, project_dir=folder, kwargs_handlers=[ddp]
+            mixed_precision=precision, log_with=trackers or None, project_dir=folder, kwargs_handlers=[ddp, group]
         )
         if trackers:
             accelerator.init_trackers("speechssl", config={"preset": config.name})
     except (ValueError, ImportError) as error:
         raise ConfigError(f"train.precision or train.trackers: {error}") from None
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ConfigError(
+            f"accelerate is configured for {accelerator.distributed_type.value}; weights are copied to every GPU here "
+            "(16 bytes per parameter, 5 GB for the largest published models): choose MULTI_GPU (`accelerate config`)."
+        )
     if precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would go on in fp32 and say nothing
         raise ConfigError("train.precision: fp16 needs a GPU; choose bf16 or fp32.")
     return accelerator
 
 
-def _spellable(tokenizer: Tokenizer | None) -> Callable[[Utterance], bool]:
-    """Whether the vocabulary has every letter: few minutes of training text may lack a rare one."""
-    return lambda utterance: tokenizer is None or utterance.text is None or not tokenizer.unknown(utterance.text)
+def _place(accelerator: Accelerator) -> dict:
+    return {
+        "rank": accelerator.process_index,
+        "world": accelerator.num_processes,
+        "device": accelerator.device,
+    }
 
 
-def _dataset(
+def _measurable(config: Config, tokenizer: Tokenizer | None) -> Callable[[Utterance], bool]:
+    """Whether the model can be right about an utterance: minutes of training may lack a rare letter, or a speaker."""
+    names = set(config.objective.get("speakers", ()))
+
+    def known(utterance: Utterance) -> bool:
+        spellable = tokenizer is None or utterance.text is None or not tokenizer.unknown(utterance.text)
+        return spellable and (not names or utterance.speaker in names)
+
+    return known
+
+
+def read_dataset(
     path: str,
     config: Config,
     objective: Objective,
@@ -162,19 +166,31 @@ def _dataset(
         raise ConfigError("this objective reads transcripts: set data.vocabulary (`speechssl vocab`).")
     if "tokens" in objective.needs and config.data.crop:
         raise ConfigError("this objective reads transcripts of whole utterances: set data.crop=false.")
-    if "units" in objective.needs:
-        raise ConfigError("this objective reads units, and data holds none; make them first.")
+    units = _units(config, objective)
     manifest = Manifest.read(path)
     if keep is not None:
         odd = [utterance.id for utterance in manifest if not keep(utterance)]
         manifest = manifest.filter(keep)
         if odd:
-            print(
-                f"{path}: {len(odd)} transcripts have letters outside the vocabulary and do not validate: {_some(odd)}"
-            )
-    dataset = SpeechDataset(manifest, config.data, seed=config.train.seed, tokenizer=tokenizer)
+            spelling = "transcripts have letters outside the vocabulary"
+            why = spelling if tokenizer else "utterances have speakers that training does not"
+            print(f"{path}: {len(odd)} {why} and do not validate: {_some(odd)}")
+        if not manifest:
+            raise ManifestError(f"{path}: nothing to validate on, for all its {len(odd)} {why}.")
+    speakers = config.objective.get("speakers", ())  # numbered as training numbers them
+    dataset = SpeechDataset(
+        manifest, config.data, seed=config.train.seed, tokenizer=tokenizer, speakers=speakers, units=units
+    )
     if "speakers" in objective.needs and dataset.speakers is None:
         raise ManifestError(f"{path}: this objective reads speakers, and some utterances name none.")
+    if units is not None:
+        missing = [i for i, utterance in enumerate(dataset.utterances) if utterance.id not in units]
+        if len(missing) == len(dataset):
+            raise ConfigError(f"{path}: not one of its utterances is in {config.data.units}; make units of it, too.")
+        if missing:
+            names = [dataset.utterances[i].id for i in missing]
+            print(f"{path}: {len(names)} of {len(dataset)} utterances have no units and are left out: {_some(names)}")
+            dataset.leave_out(missing)
     least = objective.min_frames
     if objective.encoder.frame_lengths(int(dataset.lengths.min())) < least:
         seconds = objective.encoder.hop * least / config.data.sample_rate
@@ -195,6 +211,18 @@ def _dataset(
     return dataset
 
 
+def _units(config: Config, objective: Objective) -> Units | None:
+    """`data.units`, if the objective reads units; then they must fit it. Raises ConfigError, UnitsError."""
+    if "units" not in objective.needs:
+        return None
+    if not config.data.units:
+        raise ConfigError("this objective reads units: set data.units=FOLDER (`speechssl units` makes it).")
+    units = Units(config.data.units)
+    if problem := objective.wrong_units(units.record.hop, units.record.num_units):
+        raise ConfigError(f"{config.data.units}: these units do not fit the objective: {problem}.")
+    return units
+
+
 def _some(names: list[str]) -> str:
     return ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
 
@@ -213,9 +241,7 @@ def _claim(config: Config, folder: Path) -> None:
     elif folder.exists() and any(path.suffix != ".part" for path in folder.iterdir()):
         raise ConfigError(f"{folder}: holds files, and no run of speechssl; choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "config.yaml.part"  # a full disk must not cost the configuration of a run that goes on
-    write(config, temporary)
-    temporary.replace(folder / "config.yaml")
+    write(config, folder / "config.yaml")
 
 
 def _flat(data: dict, prefix: str = "") -> dict:
@@ -232,7 +258,7 @@ def _plain(value):
 
 def _greeting(run: Run, resumes: bool, taken: list[str]) -> list[str]:
     """What starts, on what, with how much audio."""
-    config, data, step = run.config, run.data, run.state.step
+    config, feed, data, step = run.config, run.feed, run.feed.data, run.state.step
     if resumes:
         origin = f"resumed at update {step}"
     elif config.init:
@@ -242,12 +268,12 @@ def _greeting(run: Run, resumes: bool, taken: list[str]) -> list[str]:
     hours = sum(u.seconds for u in data.utterances) / 3600
     size = sum(p.numel() for p in run.state.objective.parameters()) / 1e6
     left_out = f", {data.left_out} too short or too long left out" if data.left_out else ""
-    world = run.accelerator.num_processes
-    idle = run.rounds * world - run.micro_batches
-    advice = f"; {idle} of {run.rounds * world} micro-batch places are idle, choose seconds_per_batch to fill them"
+    places = feed.rounds * feed.world
+    idle = places - feed.micro_batches
+    advice = f"; {idle} of {places} micro-batch places are idle, choose seconds_per_batch to fill them"
     return [
         f"{config.name or config.objective['name']}: {origin}; {size:.2f} M parameters",
         f"data: {len(data)} utterances, {hours:.2f} h{left_out}",
-        f"device: {run.accelerator.device} x {world}, {config.train.precision}; "
-        f"{run.micro_batches} micro-batches of {config.data.seconds_per_batch:g} s per update{advice if idle else ''}",
+        f"device: {feed.device} x {feed.world}, {config.train.precision}; "
+        f"{feed.micro_batches} micro-batches of {config.data.seconds_per_batch:g} s per update{advice if idle else ''}",
     ]

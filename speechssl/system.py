@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import signal
 
 import torch
 
-from speechssl.errors import UserError
+from speechssl.errors import REQUEUE, UserError
 
-REQUEUE = 75  # exit status after SIGTERM or SIGUSR1 (EX_TEMPFAIL): saved, run the same command again
+INTERRUPTED = 128 + signal.SIGINT  # exit status after Ctrl-C: saved, and nobody should start the command again
 
 
 def keep_memory_pages() -> str:
@@ -27,20 +28,24 @@ def keep_memory_pages() -> str:
 
 
 class StopSignal:
-    """True once SIGTERM or SIGUSR1 came; a second one exits at once."""
+    """The status to exit with once SIGTERM, SIGUSR1 or SIGINT (Ctrl-C) came, else 0; a second one exits at once."""
 
     def __init__(self):
-        self.received = False
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._handle)
+        self.status = 0
+        self._before = {
+            number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+        }
 
-    def _handle(self, number, frame) -> None:
-        if self.received:
-            raise SystemExit(128 + number)
-        self.received = True
+    def _handle(self, number: int, frame) -> None:
+        if self.status:
+            os._exit(128 + number)
+        self.status = INTERRUPTED if number == signal.SIGINT else REQUEUE
+        os.write(2, b"stopping after this update; a second signal stops at once\n")  # print may be in use
 
-    def __bool__(self) -> bool:
-        return self.received
+    def restore(self) -> None:
+        """Gives the signals back to whoever had them."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def check_torch() -> None:

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from tiny_run import assert_same_bits, make_corpus, tiny_config, train_here
 
-from speechssl import checkpoint
+from speechssl import checkpoint, stored
 from speechssl.build import build_objective
 from speechssl.checkpoint import CheckpointError, TrainState, load_checkpoint, load_encoder
 from speechssl.data.tokens import Tokenizer
@@ -255,7 +255,7 @@ FULL = [
 @pytest.mark.parametrize("file", ["objective", "optimizer"])
 def test_a_full_disk_leaves_the_last_good_checkpoint(saved, config, monkeypatch, error, file):
     before = names(saved)
-    real = checkpoint.save_file
+    real = stored.save_file
 
     def save_file(tensors, path):
         if path.name.startswith(file):
@@ -263,7 +263,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(saved, config, monkeypatch,
             raise error
         real(tensors, path)
 
-    monkeypatch.setattr(checkpoint, "save_file", save_file)
+    monkeypatch.setattr(stored, "save_file", save_file)
     with pytest.raises(CheckpointError) as caught:
         checkpoint.save(fresh(config, step=40), config, saved)
     text = str(caught.value)

@@ -16,15 +16,12 @@ from speechssl.config import presets
 @pytest.fixture
 def command(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(
-        cli, "app", type(cli.app)(name="speechssl", no_args_is_help=True, pretty_exceptions_enable=False)
-    )
     return lambda *arguments: speechssl(capsys, monkeypatch, *arguments)
 
 
 def test_help_of_every_verb(command):
     assert command("--help")[0] == 0
-    verbs = [[c.callback.__name__] for c in cli.app.registered_commands]
+    verbs = [[c.name or c.callback.__name__] for c in cli.app.registered_commands]
     for group in cli.app.registered_groups:
         verbs += [[group.name], *([group.name, c.callback.__name__] for c in group.typer_instance.registered_commands)]
     assert len(verbs) > 10

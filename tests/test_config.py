@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_run import ROOT
 
-from speechssl.build import build_objective
+from speechssl.build import build_objective, without_corpus
 from speechssl.config import Config, ConfigError, load, merge, parse, plain, presets, read_run, write
 
 
@@ -98,14 +98,14 @@ def test_only_one_base(file):
 def test_missing_files_and_presets(tmp_path):
     assert refused(tmp_path / "no.yaml") == f"{tmp_path}/no.yaml: no such configuration file."
     assert refused("wav2vec2-bas") == "no preset 'wav2vec2-bas'; did you mean 'wav2vec2-base'?"
-    assert "presets: cpc" in refused("zzzzzz")
+    assert ", cpc, " in refused("zzzzzz")
 
 
 def test_keys_of_objective_and_encoder_are_checked_when_they_are_built():
     for override, dotted in [
         ("objective.num_negativs=5", "unknown key 'objective.num_negativs'; did you mean 'num_negatives'?"),
         ("encoder.context.dimm=5", "unknown key 'encoder.context.dimm'; did you mean 'dim'?"),
-        ("encoder.context.name=mamba", "'encoder.context.name' is 'mamba'; choose one of transformer, recurrent."),
+        ("encoder.context.name=mamba", "'encoder.context.name' is 'mamba'; choose one of transformer, recurrent"),
         ("encoder.context.num_heads=7", "'encoder.context' dim must be a multiple of num_heads"),
     ]:
         with pytest.raises(ConfigError) as caught:
@@ -217,10 +217,9 @@ def test_every_preset_builds_and_survives_yaml(name, tmp_path):
     write(config, tmp_path / "config.yaml")
     assert read_run(tmp_path) == config
     assert parse(Config, config.to_dict(), source="again") == config
-    numbers = {"vocab_size": 32} if config.objective["name"].startswith("ctc") else {}
     is_small = config.encoder.get("feature_encoder", {}).get("name") == "logmel"  # torchaudio's filters want numbers
     with torch.device("cpu" if is_small else "meta"):  # meta: sizes without memory, so that Large fits
-        objective = build_objective(config.override(objective=numbers))
+        objective = build_objective(without_corpus(config))
     assert sum(p.numel() for p in objective.parameters()) > 100_000
     assert "tokens" not in objective.needs or not config.data.crop
 

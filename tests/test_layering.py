@@ -14,16 +14,32 @@ PACKAGE = Path(speechssl.__file__).parent
 LONGEST = 350  # lines; a file that passes it is two rooms
 
 # Part -> the parts of ours, and the libraries beside Python's own, that it may import (None: any library).
+# `files` is standard library only, and every part may import it.
 LAYERS: dict[str, tuple[set[str], set[str] | None]] = {
     "errors": (set(), set()),
+    "files": (set(), set()),
     "config": ({"errors"}, {"pydantic", "yaml"}),
     "batch": (set(), {"torch"}),
     "nn": ({"nn"}, {"torch", "torchaudio"}),
     "data": ({"config", "batch", "errors", "data"}, None),
     "objectives": ({"nn", "batch", "errors", "objectives"}, None),
+    "units": ({"nn", "data", "checkpoint", "config", "errors", "units"}, None),
+    "probe": (
+        {"nn", "objectives", "data", "checkpoint", "build", "config", "batch", "errors", "probe"},
+        None,
+    ),
+    "speaker": (
+        {"nn", "objectives", "data", "checkpoint", "config", "batch", "errors", "probe", "speaker"},
+        None,
+    ),
+    "export": (
+        {"nn", "objectives", "data", "checkpoint", "build", "config", "batch", "errors", "export"},
+        None,
+    ),
     "asr": ({"nn", "objectives", "data", "checkpoint", "batch", "errors", "asr"}, None),
 }
 SHARED_OBJECTIVES = {"speechssl.objectives", "speechssl.objectives.base", "speechssl.objectives.transcription"}
+SHARED_OBJECTIVES |= {"speechssl.objectives.log_mel", "speechssl.objectives.views"}
 
 
 def module_name(path: Path) -> str:
@@ -83,7 +99,7 @@ def test_layers(layer):
     for name in members:
         for target in IMPORTS[name]:
             if is_ours(target):
-                assert part(target) in ours, f"{name} must not import {target}"
+                assert part(target) in ours | {"files"}, f"{name} must not import {target}"
             elif libraries is not None:
                 root = target.split(".")[0]
                 assert root in libraries | sys.stdlib_module_names, f"{name} must not import {target}"
@@ -94,7 +110,9 @@ def test_nobody_imports_a_concrete_objective():
     for name, targets in IMPORTS.items():
         for target in targets:
             if is_under(target, "speechssl.objectives"):
-                assert target in SHARED_OBJECTIVES, f"{name} must not import {target}"
+                # WavLM is HuBERT that hears mixed speech.
+                is_wavlm = (name, target) == ("speechssl.objectives.wavlm", "speechssl.objectives.hubert")
+                assert target in SHARED_OBJECTIVES or is_wavlm, f"{name} must not import {target}"
 
 
 def test_only_the_command_line_imports_the_command_line():

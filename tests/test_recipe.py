@@ -62,6 +62,8 @@ def test_from_nothing_to_a_table_and_nothing_twice(tmp_path):
     assert score["words"] > 10
     assert 0 < score["wer"] <= 2
     assert "| pretrained | test |" in (exp / "table.md").read_text()
+    assert f"Page: {exp / 'report.html'}" in first.stdout
+    assert "spectrogram of" in (exp / "report.html").read_text()
     steps = [json.loads(line)["step"] for line in (tmp_path / "exp/pretrain/metrics.jsonl").read_text().splitlines()]
     assert steps == [2, 4, 4]
 

@@ -1,33 +1,23 @@
-"""The loop: exact resumes, and updates that are what the mathematics says, however they are cut into micro-batches."""
+"""The loop: updates that are what the mathematics says, however they are cut into micro-batches; what it reports."""
 
 import itertools
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from tiny_run import (
-    KINDS,
     RATE,
-    ROOT,
     assert_same_bits,
     make_corpus,
     metrics,
     tensors,
     tiny_config,
-    tiny_plain,
     train_here,
 )
 from torch.nn.utils import clip_grad_norm_
 
 from speechssl.batch import Batch
 from speechssl.build import build_objective, seed_everything
-from speechssl.config import ConfigError, load, read_run
 from speechssl.data.batching import stream
 from speechssl.data.dataset import SpeechDataset
 from speechssl.data.manifest import Manifest
@@ -56,113 +46,6 @@ def valid(tmp_path_factory):
 def eight(tmp_path_factory):
     """Eight utterances, no two of which fit into a micro-batch of 0.9 s."""
     return make_corpus(tmp_path_factory.mktemp("eight"), np.linspace(0.5, 0.9, 8).round(2).tolist())
-
-
-# ------------------------------------------------------------------------------------------------------------ resuming
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_ten_steps_are_five_and_five(kind, corpus, valid, tmp_path):
-    """With three micro-batches per update, masks, dropout, LayerDrop, crops and (ctc) unfreezing on the way."""
-    config = tiny_config(kind, corpus, data={"valid": valid})
-    whole = train_here(config, tmp_path / "whole")
-    half = train_here(config, tmp_path / "pieces", stop_after=5)
-    assert half.name == "step-00000005"
-    assert_same_bits(half, tmp_path / "whole" / "checkpoints" / "step-00000005")
-    assert_same_bits(train_here(config, tmp_path / "pieces"), whole)
-    assert metrics(tmp_path / "pieces") == metrics(tmp_path / "whole")
-    assert [line["step"] for line in metrics(tmp_path / "whole") if line["split"] == "valid"] == [5, 10]
-
-
-def test_interrupted_after_every_update(corpus, tmp_path):
-    config = tiny_config("ctc", corpus, train={"updates": 6, "save_every": 4})
-    whole = train_here(config, tmp_path / "whole")
-    pieces = [train_here(config, tmp_path / "pieces", stop_after=step) for step in range(1, 7)]
-    assert [path.name for path in pieces] == [f"step-{step:08d}" for step in range(1, 7)]
-    assert_same_bits(pieces[-1], whole)
-    assert metrics(tmp_path / "pieces") == metrics(tmp_path / "whole")
-
-
-def test_killed_between_two_checkpoints(corpus, tmp_path):
-    """What was done after the last checkpoint is done again, and its lines are not written twice."""
-    config = tiny_config("cpc", corpus, train={"updates": 6, "save_every": 3})
-    whole = train_here(config, tmp_path / "whole")
-    train_here(config, tmp_path / "killed", stop_after=3)
-    log = tmp_path / "killed" / "metrics.jsonl"
-    with log.open("a") as file:
-        file.write('{"split": "train", "step": 4, "loss": 9.9}\n{"split": "tra')
-    assert_same_bits(train_here(config, tmp_path / "killed"), whole)
-    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
-
-
-@pytest.mark.slow
-def test_stopped_by_a_signal(corpus, tmp_path):
-    """As a scheduler does it: SIGTERM to every process of the job. Saved, status 75, and then to the bit the same."""
-    run, file = tmp_path / "run", tmp_path / "mine.yaml"
-    file.write_text(
-        yaml.safe_dump(tiny_plain("cpc", corpus, data={"workers": 1}, train={"updates": 40, "save_every": 40}))
-    )
-    command = [sys.executable, "-m", "speechssl", "pretrain", "-p", file, "--train", corpus.manifest, "-o", run]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    with (tmp_path / "printed.txt").open("w+") as printed:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, start_new_session=True, stdout=printed, stderr=subprocess.STDOUT
-        )
-        try:
-            ends = time.monotonic() + 120
-            while not (run / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < ends:
-                time.sleep(0.01)
-            os.killpg(process.pid, signal.SIGTERM)
-            status = process.wait(timeout=60)
-        finally:
-            process.kill()
-        printed.seek(0)
-        text = printed.read()
-    assert status == 75, text
-    assert "Traceback" not in text
-    (saved,) = (run / "checkpoints").glob("step-*")
-    done = int(saved.name.removeprefix("step-"))
-    assert f"stopped by a signal after update {done}, saved; run the same command again to go on" in text
-    assert done < 40
-    whole = train_here(read_run(run), tmp_path / "whole")
-    assert_same_bits(train_here(read_run(run), run), whole)
-    assert metrics(run) == metrics(tmp_path / "whole")
-
-
-def test_a_finished_run_does_nothing(corpus, tmp_path):
-    config = tiny_config("cpc", corpus, train={"updates": 2})
-    path = train_here(config, tmp_path)
-    before = path.stat().st_mtime_ns, metrics(tmp_path)
-    assert train_here(config, tmp_path) == path
-    assert (path.stat().st_mtime_ns, metrics(tmp_path)) == before
-
-
-def test_a_folder_holds_one_run(corpus, tmp_path):
-    config = tiny_config("cpc", corpus, train={"updates": 2})
-    train_here(config, tmp_path / "run")
-    train_here(config.override(train={"keep": 5, "log_every": 3}, about="another word"), tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"another configuration \(optim.lr is 0.001 there and 0.5 here\)"):
-        train_here(config.override(optim={"lr": 0.5}), tmp_path / "run")
-    assert load(tmp_path / "run" / "config.yaml").optim.lr == 1e-3
-    (tmp_path / "letters").mkdir()
-    (tmp_path / "letters" / "to-mother.txt").write_text("Dear mother")
-    with pytest.raises(ConfigError, match="holds files, and no run of speechssl"):
-        train_here(config, tmp_path / "letters")
-
-
-def test_a_full_disk_does_not_cost_the_configuration(corpus, tmp_path, monkeypatch):
-    config = tiny_config("cpc", corpus, train={"updates": 4})
-    train_here(config, tmp_path, stop_after=2)
-
-    def write(config, path):
-        path.write_text("")
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as full:
-        full.setattr("speechssl.run.write", write)
-        with pytest.raises(OSError, match="No space left"):
-            train_here(config, tmp_path)
-    assert train_here(config, tmp_path).name == "step-00000004"
 
 
 # ------------------------------------------------------------------------------------------------------- the arithmetic

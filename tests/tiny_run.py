@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from speechssl.config import Config, merge, parse
 from speechssl.data.manifest import Manifest, Utterance
 from speechssl.data.tokens import Tokenizer
+from speechssl.data.units import UnitsRecord, write_units
 
 ROOT = Path(__file__).resolve().parents[1]
 RATE = 16_000
@@ -52,6 +53,21 @@ CPC_ENCODER = {
     "feature_encoder": ENCODER["feature_encoder"] | {"bias": True, "norm": "layer"},
     "context": {"name": "recurrent", "dim": 16},
 }
+LOG_MEL = {"name": "logmel", "num_bins": 16, "dims": [12, 12], "kernels": [3, 3], "strides": [2, 2]}
+VIEWS = {
+    "view_seconds": 0.3,
+    "augment": {
+        "speed": 0.1,
+        "reverb_prob": 0.5,
+        "babble_prob": 0.5,
+        "noise_prob": 0.5,
+        "gain_db": 6.0,
+        "jitter_prob": 0.1,
+        "time_mask_start_prob": 0.05,
+        "channel_mask_start_prob": 0.02,
+        "channel_mask_length": 4,
+    },
+}
 WHOLE = {"crop": False, "min_seconds": 0.3, "max_seconds": 1.5}
 KINDS: dict[str, dict] = {
     "wav2vec2": {
@@ -73,6 +89,109 @@ KINDS: dict[str, dict] = {
         "data": WHOLE,
     },
     "ctc_probe": {"encoder": ENCODER, "objective": {"name": "ctc_probe", "dim": 8}, "data": WHOLE},
+    "speaker": {
+        "encoder": ENCODER,
+        "objective": {
+            "name": "speaker",
+            "speakers": ["speaker0", "speaker1"],
+            "features": "sum",
+            "pooling": "attentive",
+            "pooled_norm": "batch",
+            "embedding_dim": 8,
+            "dropout": 0.1,
+            "classifier": "aam",
+            "freeze_encoder_updates": 2,
+        },
+    },
+    "hubert": {"encoder": ENCODER, "objective": {"name": "hubert", "num_units": 6, "final_dim": 8}},
+    "wavlm": {
+        "encoder": ENCODER | {"context": ENCODER["context"] | {"relative_buckets": 16, "relative_distance": 40}},
+        "objective": {"name": "wavlm", "num_units": 6, "final_dim": 8, "mix_prob": 0.5, "mix_noise_prob": 0.5},
+    },
+    "data2vec": {
+        "encoder": ENCODER,
+        "objective": {"name": "data2vec", "top_layers": 2, "decay_start": 0.8, "decay_end": 0.9, "decay_updates": 7},
+    },
+    "best_rq": {
+        "encoder": ENCODER | {"feature_encoder": LOG_MEL},
+        "objective": {"name": "best_rq", "mask_start_prob": 0.2, "mask_length": 3, "codebook_size": 16, "code_dim": 4},
+    },
+    "masked_spectrogram": {
+        "encoder": ENCODER | {"feature_encoder": LOG_MEL},
+        "objective": {"name": "masked_spectrogram"},
+    },
+    "masked_autoencoder": {
+        "encoder": {
+            "dropout": 0.1,
+            "feature_encoder": LOG_MEL | {"dims": [12], "kernels": [4], "strides": [4]},
+            "context": {
+                "name": "sinusoidal",
+                "dim": 16,
+                "num_layers": 2,
+                "num_heads": 2,
+                "ffn_dim": 24,
+                "dropout": 0.1,
+                "layer_drop": 0.2,
+            },
+        },
+        "objective": {"name": "masked_autoencoder", "decoder_dim": 8, "decoder_layers": 1, "decoder_heads": 2},
+    },
+    "wav2vec": {
+        "encoder": CPC_ENCODER
+        | {
+            "feature_encoder": ENCODER["feature_encoder"]
+            | {"norm": "utterance", "activation": "relu", "compression": "log"},
+            "context": {"name": "causal_convolution", "dim": 16, "kernels": [2, 3], "dropout": 0.1},
+        },
+        "objective": {"name": "wav2vec", "num_steps": 3, "num_negatives": 5, "hard_pool": 2},
+    },
+    "apc": {
+        "encoder": CPC_ENCODER
+        | {
+            "feature_encoder": LOG_MEL | {"dims": [], "kernels": [], "strides": []},
+            "context": {
+                "name": "recurrent",
+                "dim": 16,
+                "num_layers": 2,
+                "residual": True,
+                "dropout": 0.1,
+                "quantize_after": 2,
+                "codebook_size": 8,
+            },
+        },
+        "objective": {"name": "apc"},
+    },
+    "autoencoder": {
+        "encoder": CPC_ENCODER | {"dropout": 0.1},
+        "objective": {"name": "autoencoder", "dims": [12, 8]},
+    },
+    "temporal_order": {
+        "encoder": ENCODER,
+        "objective": {"name": "temporal_order", "num_segments": 3, "num_permutations": 6, "segment": 1600, "gap": 400},
+    },
+    "simclr": {
+        "encoder": ENCODER,
+        "objective": {"name": "simclr", **VIEWS, "hidden_dim": 16, "projection_dim": 8},
+    },
+    "moco": {
+        "encoder": ENCODER,
+        "objective": {
+            "name": "moco",
+            **VIEWS,
+            "hidden_dim": 16,
+            "projection_dim": 8,
+            "queue_size": 20,  # full, and begun anew, before a resume
+            "teacher_decay": 0.8,
+        },
+    },
+    "byol": {
+        "encoder": ENCODER,
+        "objective": {"name": "byol", **VIEWS, "hidden_dim": 16, "projection_dim": 8, "decay_updates": 10},
+    },
+    "barlow_twins": {
+        "encoder": ENCODER,
+        "objective": {"name": "barlow_twins", **VIEWS, "projection_dim": 12},
+    },
 }
 COMMON: dict[str, dict] = {
     "data": {"min_seconds": 0.4, "max_seconds": 0.9, "seconds_per_batch": 2.5, "workers": 0},
@@ -132,7 +251,19 @@ def tiny_plain(kind: str, corpus: Corpus, **parts) -> dict:
         tokenizer = Tokenizer.read(corpus.vocabulary)
         data["data"]["vocabulary"] = str(corpus.vocabulary)
         data["objective"] = data["objective"] | {"vocab_size": len(tokenizer), "word_boundary": tokenizer.boundary}
+    if kind in ("hubert", "wavlm"):
+        data["data"]["units"] = str(make_units(corpus.manifest.parent / "units"))
     return merge(data, parts)
+
+
+def make_units(folder: Path) -> Path:
+    """Units every 80 samples for two seconds of whatever `make_corpus` names, to train and to validate on."""
+    if not folder.exists():
+        generator = np.random.default_rng(0)
+        ids = [f"{name}-{number}" for name in ("train", "valid") for number in range(20)]
+        rows = ((utterance, np.repeat(generator.integers(0, 6, 40), 10)) for utterance in ids)
+        write_units(folder, UnitsRecord(hop=80, sample_rate=RATE, num_units=6), rows)
+    return folder
 
 
 def tiny_config(kind: str, corpus: Corpus, **parts) -> Config:

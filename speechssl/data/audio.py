@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import time
 from collections.abc import Callable
 from functools import lru_cache
@@ -103,8 +104,10 @@ def open_audio(utterance: Utterance) -> soundfile.SoundFile:
     """Opens the file of an utterance, inside its tar if it is in one. Raises AudioError."""
     try:
         return _patiently(lambda: _open(utterance), utterance)
-    except (OSError, soundfile.LibsndfileError, MemoryError) as error:
-        raise AudioError(f"{utterance.audio} ({utterance.id}): cannot be read: {_reason(error)}.") from None
+    except (OSError, soundfile.LibsndfileError, MemoryError, ValueError, OverflowError) as error:  # no path at all
+        number = _system_error(error, utterance) if "System error" in str(error) else None
+        reason = os.strerror(number) if number else _reason(error)
+        raise AudioError(f"{utterance.audio} ({utterance.id}): cannot be read: {reason}.") from None
 
 
 def _open(utterance: Utterance) -> soundfile.SoundFile:

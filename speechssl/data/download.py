@@ -25,6 +25,7 @@ from speechssl.errors import UserError
 
 BLOCK = 1 << 20  # bytes read at once
 TIMEOUT = 60  # seconds without an answer
+MOST = 100  # times its own size that an archive may unfold to: speech hardly compresses, a bomb does a thousandfold
 _BROKEN_LINE = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 _DAMAGED = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
 
@@ -95,39 +96,48 @@ def has_checksum(path: str | Path, checksum: str) -> bool:
 def extract(archive: str | Path, folder: str | Path, *, progress: bool = True) -> Path:
     """Unpacks a tar (compressed or not) into `folder`, once: a marker file in it says that it was done.
 
-    Every member must be a plain file or folder with a relative path and no "..": links and devices are refused, so
-    nothing can be written outside `folder`. Members before a refused one may have been written.
+    Every member must be a plain file or folder with a relative path and no "..": links, devices and files with holes
+    are refused, so nothing can be written outside `folder`; and all of them together may not be much larger than the
+    archive. Members before a refused one may have been written.
 
     Returns:
         The marker file, `folder/.<archive name>.extracted`.
 
     Raises:
-        DownloadError: not a tar, a damaged one, or one with a member that is refused.
+        DownloadError: not a tar, a damaged one, or one with a member that is refused or cannot be written.
     """
     archive, folder = Path(archive), Path(folder)
     marker = marker_of(archive.name, folder)
     if marker.exists():
         return marker
     folder.mkdir(parents=True, exist_ok=True)
-    files = 0
+    files, room = 0, MOST * archive.stat().st_size
     try:
         with archive.open("rb") as raw, tarfile.open(fileobj=raw) as tar, _progress(progress) as bar:
             task = bar.add_task(f"unpacking {archive.name}", total=archive.stat().st_size)
             for member in tar:
                 _refuse_unsafe(member, archive)
-                target = folder / member.name
-                if member.isdir():
-                    target.mkdir(parents=True, exist_ok=True)
-                else:
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with target.open("wb") as file:
-                        shutil.copyfileobj(tar.extractfile(member), file, BLOCK)  # type: ignore[arg-type]
-                    files += 1
+                room -= member.size
+                if room < 0:
+                    raise DownloadError(f"{archive}: unfolds to more than {MOST} times its size; it is not safe.")
+                _write_member(tar, member, folder / member.name)
+                files += member.isfile()
                 bar.update(task, completed=raw.tell())
     except _DAMAGED as error:
         raise DownloadError(f"{archive}: damaged or not a tar ({error}); delete it and download it again.") from None
+    except OSError as error:
+        raise DownloadError(f"{archive}: a member cannot be written to {folder}: {error.strerror or error}.") from None
     marker.write_text(f"{files} files\n")
     return marker
+
+
+def _write_member(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+    if member.isdir():
+        target.mkdir(parents=True, exist_ok=True)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("wb") as file:
+        shutil.copyfileobj(tar.extractfile(member), file, BLOCK)  # type: ignore[arg-type]
 
 
 def marker_of(archive_name: str, folder: str | Path) -> Path:
@@ -200,8 +210,10 @@ def _refuse_unsafe(member: tarfile.TarInfo, archive: Path) -> None:
     name = Path(member.name)
     if name.is_absolute() or name.drive or ".." in (*name.parts, *PurePosixPath(member.name).parts):
         raise DownloadError(f"{archive}: member '{member.name}' would lie outside the folder; the archive is not safe.")
-    if not (member.isfile() or member.isdir()):
+    if member.issparse() or not (member.isfile() or member.isdir()):
         raise DownloadError(f"{archive}: member '{member.name}' is a link or a device; the archive is not safe.")
+    if "\0" in member.name:
+        raise DownloadError(f"{archive}: the name {member.name!r} of a member cannot be written.")
 
 
 def _progress(show: bool) -> Progress:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +64,7 @@ class Utterance:
 
 
 _KNOWN = {f.name for f in dataclasses.fields(Utterance)} - {"extra"}
+_HALF = re.compile("[\ud800-\udfff]").search  # of a letter: JSON can say it, and no file can hold it
 _REQUIRED = ("id", "audio", "num_samples", "sample_rate")
 
 
@@ -168,9 +170,13 @@ def _check_types(record: dict) -> None:
     for name in ("id", "audio"):
         if not isinstance(record[name], str) or not record[name]:
             raise ValueError(f"{name} must be a text, not {record[name]!r}")
+        if _HALF(record[name]):
+            raise ValueError(f"{name} {record[name]!r} holds half a letter")
     for name in ("text", "speaker"):
         if not isinstance(record.get(name), (str, type(None))):
             raise ValueError(f"{name} must be a text, not {record[name]!r}")
+        if _HALF(record.get(name) or ""):
+            raise ValueError(f"{name} {record[name]!r} holds half a letter")
     for name, least in (("num_samples", 1), ("sample_rate", 1), ("start", 0)):
         value = record.get(name, least)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**53:

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tokenize import TokenError  # numpy parses a header as Python
 
 import numpy as np
 
@@ -59,7 +60,9 @@ class Units:
                     row = json.loads(line)
                     self._places[row["id"]] = (row["first"], row["count"])
             size = len(np.load(self.folder / ARRAY, mmap_mode="r"))
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            if not all(type(n) is int and n >= 0 for place in self._places.values() for n in place):
+                raise ValueError("its index holds what is no number")
+        except (OSError, ValueError, KeyError, TypeError, EOFError, SyntaxError, TokenError) as error:
             raise UnitsError(f"{self.folder}: cannot be read: {error}; make the units again.") from None
         if any(first + count > size for first, count in self._places.values()):
             raise UnitsError(

@@ -1,0 +1,96 @@
+"""Recordings of any length, read piece by piece at one sample rate. Shapes: T samples."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from math import gcd
+from os import PathLike
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speechssl.data.audio import AudioError, is_odd_rate, open_audio, read_waveform, resample
+from speechssl.data.manifest import Utterance
+
+Audio: TypeAlias = "Tensor | np.ndarray | str | PathLike[str]"
+FILTER = 8  # samples of the lower rate that a resampled one sees to either side: torchaudio's filter has 6 zeros
+BLOCK = 60  # seconds read at once to measure a whole recording
+UNKNOWN_LENGTH = 2**63 - 1  # libsndfile's answer where a header says nothing
+
+
+class Recording:
+    """`total` samples at `sample_rate`, whatever the rate of its source."""
+
+    def __init__(self, name: str, total: int, sample_rate: int):
+        self.name, self.total, self.sample_rate = name, total, sample_rate
+
+    def read(self, first: int, count: int) -> Tensor:
+        """(count,) float32 from sample `first` on, the same numbers however the recording is cut. Raises AudioError."""
+        raise NotImplementedError
+
+    @cached_property
+    def level(self) -> tuple[float, float]:
+        """Mean and standard deviation (with 1e-5 in the variance) of all samples, as `normalize` takes them."""
+        total = squares = 0.0
+        for first in range(0, self.total, BLOCK * self.sample_rate):
+            block = self.read(first, min(BLOCK * self.sample_rate, self.total - first)).double()
+            total, squares = total + float(block.sum()), squares + float(block.square().sum())
+        mean = total / self.total
+        return mean, (max(squares / self.total - mean**2, 0.0) + 1e-5) ** 0.5
+
+
+class Memory(Recording):
+    """A waveform (T,) of floating-point numbers."""
+
+    def __init__(self, waveform: Tensor | np.ndarray, source_rate: int, sample_rate: int, name: str):
+        waveform = torch.as_tensor(waveform)
+        if waveform.dim() != 1 or not waveform.is_floating_point():
+            raise AudioError(
+                f"{name}: a waveform is a row of floating-point samples from -1 to 1, not {waveform.dtype} of shape "
+                f"{tuple(waveform.shape)}; take one channel, or their mean."
+            )
+        if not torch.isfinite(waveform).all():
+            raise AudioError(f"{name}: holds samples that are not numbers (NaN or infinity).")
+        if source_rate < 1 or is_odd_rate(source_rate, sample_rate):
+            raise AudioError(f"{name}: {source_rate} Hz cannot be resampled to {sample_rate} Hz in reasonable memory.")
+        self.waveform = resample(waveform.detach().float().cpu(), source_rate, sample_rate)
+        super().__init__(name, len(self.waveform), sample_rate)
+
+    def read(self, first: int, count: int) -> Tensor:
+        return self.waveform[first : first + count]
+
+
+class File(Recording):
+    """An audio file, of which only what is asked for is decoded."""
+
+    def __init__(self, path: str, sample_rate: int):
+        unknown = Utterance(Path(path).name, path, 1, 1)
+        with open_audio(unknown) as file:
+            samples, rate = file.frames, file.samplerate
+        if not 0 < samples < UNKNOWN_LENGTH:
+            raise AudioError(f"{path}: its header says no length; convert it to WAV or FLAC.")
+        self.utterance = Utterance(unknown.id, path, samples, rate)
+        super().__init__(path, self.utterance.length_at(sample_rate), sample_rate)
+
+    def read(self, first: int, count: int) -> Tensor:
+        rate = self.utterance.sample_rate
+        if rate == self.sample_rate:
+            return read_waveform(self.utterance, rate, first=first, count=count)
+        # Begin where a sample of the file and one of ours fall together, and give the filter what it sees.
+        step, edge = self.sample_rate // gcd(rate, self.sample_rate), FILTER * -(-self.sample_rate // rate)
+        start = max(first - edge, 0) // step * step
+        stop = min(first + count + edge, self.total)
+        longer = read_waveform(self.utterance, self.sample_rate, first=start, count=stop - start)
+        return longer[first - start : first - start + count]
+
+
+def open_recording(audio: Audio, sample_rate: int, *, source_rate: int | None = None, name: str = "") -> Recording:
+    """A file by its name, or a waveform (T,) of `source_rate` (None: `sample_rate`). Raises AudioError."""
+    if isinstance(audio, (str, PathLike)):
+        return File(str(audio), sample_rate)
+    if isinstance(audio, (Tensor, np.ndarray)):
+        return Memory(audio, source_rate or sample_rate, sample_rate, name)
+    raise AudioError(f"{name}: a recording is a waveform or the name of a file, not {type(audio).__name__}.")

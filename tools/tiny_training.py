@@ -1,0 +1,132 @@
+"""A training run of milliseconds per update, for tools that kill it and starve it: made-up speech and a small model."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from speechssl.config import Config, merge, parse
+from speechssl.data.manifest import Manifest, Utterance
+
+RATE = 16_000
+PLAIN: dict = {
+    "data": {"min_seconds": 0.3, "max_seconds": 0.9, "seconds_per_batch": 2.5, "workers": 0},
+    "encoder": {
+        "feature_encoder": {"name": "waveform", "dims": [12, 12, 16], "kernels": [10, 4, 4], "strides": [5, 4, 4]},
+        "context": {
+            "name": "transformer",
+            "dim": 16,
+            "num_layers": 2,
+            "num_heads": 2,
+            "ffn_dim": 24,
+            "position_kernel": 8,
+            "position_groups": 2,
+            "layer_drop": 0.2,
+        },
+    },
+    "objective": {
+        "name": "wav2vec2",
+        "num_codebooks": 2,
+        "codebook_size": 8,
+        "code_dim": 8,
+        "final_dim": 8,
+        "num_negatives": 5,
+    },
+    "optim": {"lr": 1e-3, "clip": 5.0},
+    "train": {
+        "updates": 60,
+        "seconds_per_update": 5.0,
+        "precision": "fp32",
+        "log_every": 1,
+        "valid_every": 10,
+        "save_every": 3,
+        "save_minutes": 0.0,
+    },
+}
+
+
+def make_corpus(folder: Path, count: int = 24, *, seed: int = 0) -> list[Utterance]:
+    """FLAC files of gliding harmonics, a manifest `train.jsonl` of them, and `valid.jsonl` of the first four."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator, utterances = np.random.default_rng(seed), []
+    for number in range(count):
+        time = np.arange(round(generator.uniform(0.5, 0.9) * RATE)) / RATE
+        phase = 2 * np.pi * np.cumsum(generator.uniform(90, 220) * (1 + 0.1 * np.sin(2 * np.pi * time))) / RATE
+        voice = sum(np.sin(k * phase + generator.uniform(0, 6)) / k for k in range(1, 9))
+        path = folder / f"{number:03d}.flac"
+        soundfile.write(path, 0.1 * voice + 0.01 * generator.standard_normal(len(time)), RATE)
+        utterances.append(Utterance(path.stem, str(path), len(time), RATE))
+    Manifest.of(utterances).write(folder / "train.jsonl")
+    Manifest.of(utterances[:4]).write(folder / "valid.jsonl")
+    return utterances
+
+
+def tiny_config(corpus: Path, **parts) -> Config:
+    """The run above on the manifests of a folder; `parts` are merged over it, section by section."""
+    manifests = {"train": str(corpus / "train.jsonl"), "valid": str(corpus / "valid.jsonl")}
+    return parse(Config, merge(merge(PLAIN, {"data": manifests}), parts), source="tiny run")
+
+
+def fork_training(
+    config: Config,
+    folder: Path,
+    log: Path,
+    *,
+    world: int = 1,
+    rank: int = 0,
+    port: int = 0,
+    prepare: Callable[[], None] = lambda: None,
+) -> int:
+    """Trains in a child process forked from this one, which has imported everything: a start costs no seconds.
+
+    Its output is appended to `log`; it ends as the command line would. `prepare` is called in the child before it
+    trains. Returns the child's process id.
+    """
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_DFL)
+        with log.open("a") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        if world > 1:
+            places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+            os.environ |= {name: str(value) for name, value in places.items()}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        prepare()
+        status = _train(config, folder)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _train(config: Config, folder: Path) -> int:
+    from speechssl.errors import UserError
+    from speechssl.train import train
+
+    try:
+        train(config, folder)
+        return 0
+    except SystemExit as error:
+        return int(error.code or 0)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.status
+    except OSError as error:
+        print(f"error: {error.filename or folder}: {error.strerror}.", file=sys.stderr)
+        return 2
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        return 1
