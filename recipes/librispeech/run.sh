@@ -11,20 +11,21 @@
 #   --labels SPLIT     10min, 1h, 10h or 100h                   (default: 10min)
 #   --fold K           which of the six 10-minute sets          (default: 0)
 #   --folds all        all six, one after the other, then one table of them with means and intervals
-#   --stage N, --stop-stage M   from and to which stage         (default: 1 to 9)
+#   --stage N, --stop-stage M   from and to which stage         (default: 1 to 10)
 #   --launch CMD       how training starts; several GPUs: "accelerate launch -m"       (default: "python -m")
-# Stages: 1 data, 2 manifests, 3 labelled split, 4 vocabulary, 5 pretrain, 6 fine-tune, 7 decode, 8 score, 9 table
+# Stages: 1 data, 2 manifests, 3 labelled split, 4 vocabulary, 5 pretrain, 6 fine-tune, 7 decode, 8 score, 9 table,
+# 10 page: curves, scores, utterances to listen to, masks, embeddings; one HTML file
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 tools=$here/../../tools
-preset= data=data exp= labels=10min fold=0 folds= stage=1 stop_stage=9 launch=
+preset= data=data exp= labels=10min fold=0 folds= stage=1 stop_stage=10 launch=
 given=("$@")
 while [ $# -gt 0 ]; do
   case $1 in
     --preset|--data|--exp|--labels|--fold|--folds|--stage|--stop-stage|--launch)
       [ $# -gt 1 ] || { echo "error: $1 needs a value" >&2; exit 2; }
       name=${1#--}; printf -v "${name//-/_}" %s "$2"; shift 2;;
-    -h|--help) sed -n '2,21s/^# \{0,1\}//p' "$0"; exit 0;;
+    -h|--help) sed -n '2,22s/^# \{0,1\}//p' "$0"; exit 0;;
     *) echo "error: unknown option '$1'; see --help" >&2; exit 2;;
   esac
 done
@@ -45,6 +46,9 @@ if [ -n "$folds" ]; then   # this very script for each fold; what they share is 
   if stage_is_due 9 "table of all folds"; then
     run python "$tools/wer_table.py" "$exp"/10min-{0..5} --pretrain "$exp/pretrain"
   fi
+  if stage_is_due 10 "page of all folds"; then
+    run speechssl report "$exp/pretrain" "$exp"/10min-{0..5} -o "$exp/report.html"
+  fi
   exit 0
 fi
 validate=()   # what training validates on
@@ -52,7 +56,8 @@ tune() {   # PRESET --init RUN | --like RUN [KEY=VALUE ...]
   run $launch speechssl finetune --preset "$1" "$2" "$3" --train "$train_manifest" "${validate[@]}" \
     --vocabulary "$tuned/vocabulary.json" -o "$tuned/$system" "${@:4}"
 }
-pretrain_numbers=()   # KEY=VALUE ...
+warm_preset= warm=()   # a preset pretrained first
+pretrain_numbers=()    # KEY=VALUE ...
 source "$conf"   # which corpora, presets and systems: variables and functions for the stages below
 [ -z "$dev_manifest" ] || validate=(--valid "$dev_manifest")
 
@@ -63,8 +68,12 @@ if stage_is_due 4 "vocabulary"; then
   run speechssl vocab "$train_manifest" -o "$tuned/vocabulary.json"
 fi
 if stage_is_due 5 "pretrain"; then
+  if [ -n "$warm_preset" ]; then   # its convolutions are where the encoder starts
+    run $launch speechssl pretrain --preset "$warm_preset" --train "$pretrain_manifest" "${validate[@]}" -o "$exp/warm"
+    warm=(--init "$exp/warm")
+  fi
   run $launch speechssl pretrain --preset "$pretrain_preset" --train "$pretrain_manifest" "${validate[@]}" \
-    -o "$exp/pretrain" "${pretrain_numbers[@]}"
+    -o "$exp/pretrain" "${warm[@]}" "${pretrain_numbers[@]}"
 fi
 if stage_is_due 6 "fine-tune"; then
   for system in "${systems[@]}"; do fine_tune "$system"; done
@@ -85,4 +94,7 @@ if stage_is_due 8 "score"; then
 fi
 if stage_is_due 9 "table"; then
   run python "$tools/wer_table.py" "$tuned" --pretrain "$exp/pretrain"
+fi
+if stage_is_due 10 "page"; then
+  run speechssl report "$exp/pretrain" "$tuned" -o "$tuned/report.html"
 fi

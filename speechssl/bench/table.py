@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from speechssl.bench.step import Case, gemm_limit, run_apart
-from speechssl.config import Config, plain
+from speechssl.build import without_corpus
+from speechssl.config import Config, load, plain, read_run
 from speechssl.errors import UserError
 
 # How the peer is started: as it installs, or with a glibc that keeps its pages, which our runs set for themselves.
@@ -87,15 +88,7 @@ def markdown(case: Case, results: dict[str, dict[str, float]], limit: float) -> 
 
 def read_preset(preset: str, overrides: list[str]) -> Config:
     """A preset, .yaml file or run folder; what its objective needs of a corpus is made up."""
-    from speechssl.config import load, read_run
-
-    config = read_run(preset) if (Path(preset) / "config.yaml").is_file() else load(preset, overrides)
-    name = config.objective.get("name", "")
-    if name.startswith("ctc") and "vocab_size" not in config.objective:
-        config = config.override(objective={"vocab_size": 32})
-    if name == "speaker" and "speakers" not in config.objective:
-        config = config.override(objective={"speakers": ["A", "B"]})
-    return config
+    return without_corpus(read_run(preset) if (Path(preset) / "config.yaml").is_file() else load(preset, overrides))
 
 
 def case_of(config: Config, seconds: tuple[float, ...], precision: str, steps: int, threads: int) -> Case:

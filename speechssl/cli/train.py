@@ -41,7 +41,9 @@ def finetune(
     preset: Preset,
     train: Train,
     output: Output,
-    vocabulary: Annotated[Path, typer.Option(help="Tokens of the transcripts (`speechssl vocab`).")],
+    vocabulary: Annotated[
+        Path | None, typer.Option(help="Tokens of the transcripts (`speechssl vocab`), if the objective spells them.")
+    ] = None,
     valid: Valid = None,
     init: Annotated[Path | None, typer.Option(help="Pretrained run or checkpoint.")] = None,
     like: Annotated[
@@ -49,26 +51,32 @@ def finetune(
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Fine-tune an encoder to transcribe, from a pretrained run (--init) or from random weights (--like)."""
+    """Fine-tune an encoder to transcribe or to tell speakers apart, from a run (--init) or random weights (--like)."""
     from speechssl.config import load, merge
-    from speechssl.data.tokens import Tokenizer
 
     if (init is None) == (like is None):
         raise UserError("give either --init RUN (pretrained) or --like RUN (the same architecture from scratch).")
-    tokenizer = Tokenizer.read(vocabulary)
     config = load(preset, overrides or ())
     source = _source_config(init or like)
     # The architecture and what the encoder hears come from the pretrained run; the preset changes only its numbers.
+    # A number that this run's context network does not have (attention dropout of a GRU) is left out.
+    numbers = dict(config.encoder)
+    if "name" not in numbers.get("context", {}):
+        known = context_numbers(source)
+        numbers["context"] = {k: v for k, v in numbers.get("context", {}).items() if k in known}
     heard = {"sample_rate": source.data.sample_rate, "normalize": source.data.normalize}
     config = config.override(
-        data={**_paths(train, valid), **heard, "vocabulary": str(vocabulary.resolve())},
-        encoder=merge(source.encoder, config.encoder),
-        objective={"vocab_size": len(tokenizer), "word_boundary": tokenizer.boundary},
+        data={**_paths(train, valid), **heard, "vocabulary": str(vocabulary.resolve()) if vocabulary else ""},
+        encoder=merge(source.encoder, numbers),
+        objective=_labels(config, train, vocabulary),
     )
     if init:
         config = config.override(init=str(init.resolve()))
     _run(config, output)
-    _next(f"speechssl decode {output} MANIFEST.jsonl -o hypotheses.jsonl")
+    if vocabulary:
+        _next(f"speechssl decode {output} MANIFEST.jsonl -o hypotheses.jsonl")
+    else:
+        _next(f"speechssl speaker identify {output} --test MANIFEST.jsonl -o ...")
 
 
 def show(
@@ -99,11 +107,9 @@ def show(
 
 def describe(config) -> list[tuple[str, str]]:
     """What follows from a configuration: parameters, frames, batch."""
-    from speechssl.build import build_objective
+    from speechssl.build import build_objective, without_corpus
 
-    if "vocab_size" not in config.objective and config.objective.get("name", "").startswith("ctc"):
-        config = config.override(objective={"vocab_size": 32})  # any vocabulary, to count parameters
-    objective = build_objective(config)
+    objective = build_objective(without_corpus(config))
     encoder, rate = objective.encoder, config.data.sample_rate
     field = encoder.feature_encoder.receptive_field
     micro = max(1, round(config.train.seconds_per_update / config.data.seconds_per_batch))
@@ -119,8 +125,40 @@ def describe(config) -> list[tuple[str, str]]:
     ]
 
 
+def context_numbers(config) -> set[str]:
+    """Which keys `encoder.context` of a run may hold."""
+    from dataclasses import fields
+
+    from speechssl.config import parse
+    from speechssl.nn.encoder import EncoderConfig
+
+    encoder = parse(EncoderConfig, config.encoder, source=config.name, path="encoder")
+    return {field.name for field in fields(encoder.context)}
+
+
 def _paths(train: Path, valid: Path | None) -> dict:
     return {"train": str(train.resolve()), "valid": "" if valid is None else str(valid.resolve())}
+
+
+def _labels(config, train: Path, vocabulary: Path | None) -> dict:
+    """What the objective must know of its labels: how many tokens there are, or the speakers' names."""
+    from dataclasses import fields
+
+    from speechssl.data.manifest import Manifest
+    from speechssl.data.tokens import Tokenizer
+    from speechssl.objectives import find_objective
+
+    objective = find_objective(config.objective.get("name", ""))
+    if "tokens" in objective.needs and vocabulary is None:
+        raise UserError("this preset reads transcripts: give --vocabulary (`speechssl vocab` makes it).")
+    if "tokens" not in objective.needs and vocabulary is not None:
+        raise UserError("this preset reads no transcripts: leave out --vocabulary.")
+    if vocabulary is not None:
+        tokenizer = Tokenizer.read(vocabulary)
+        return {"vocab_size": len(tokenizer), "word_boundary": tokenizer.boundary}
+    if "speakers" in {field.name for field in fields(objective.Config)} - config.objective.keys():
+        return {"speakers": Manifest.read(train).speakers}
+    return {}
 
 
 def _source_config(path):

@@ -6,11 +6,13 @@ lies behind an utterance's end never reaches its frames.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.nn.conv_stack import ConvStack
@@ -125,13 +127,29 @@ class LogMelEncoder(FeatureEncoder):
 
     def log_mel(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """(B, T) -> (B, N, num_bins), zero mean and unit variance per utterance and bin over its valid windows."""
-        with torch.autocast(waveforms.device.type, enabled=False), torch.no_grad():
-            windows = waveforms.float().unfold(1, self.config.window, self.config.hop) * self.taper
-            power = torch.view_as_real(torch.fft.rfft(windows)).square().sum(-1)  # (B, N, window / 2 + 1)
+        # A graph is made outside autocast, and cannot be read again with this inside.
+        exporting = torch.compiler.is_exporting()
+        single = contextlib.nullcontext() if exporting else torch.autocast(waveforms.device.type, enabled=False)
+        with single, torch.no_grad():
+            power = self._convolved_power(waveforms) if exporting else self._power(waveforms.float())
             mel = (power @ self.bank + 1e-6).log()
             lengths = None if lengths is None else conv_lengths(lengths, self.kernels[:1], self.strides[:1])
             ones = torch.ones_like(mel[0, 0])
             return channel_norm(mel, lengths, ones, torch.zeros_like(ones)), lengths
+
+    def _power(self, waveforms: Tensor) -> Tensor:
+        """(B, T) -> (B, N, window / 2 + 1), the power of every frequency in every window."""
+        windows = waveforms.unfold(1, self.config.window, self.config.hop) * self.taper
+        return torch.view_as_real(torch.fft.rfft(windows)).square().sum(-1)
+
+    def _convolved_power(self, waveforms: Tensor) -> Tensor:
+        """`_power` by one convolution with sines and cosines: other programs' Fourier transforms are less exact."""
+        size = self.config.window
+        turns = torch.arange(size // 2 + 1)[:, None] * torch.arange(size) % size
+        angles = turns.double() * (2 * math.pi / size)
+        kernels = torch.cat((angles.cos(), angles.sin())).to(self.taper) * self.taper  # (window + 2, window)
+        real, imaginary = F.conv1d(waveforms[:, None], kernels[:, None], stride=self.config.hop).chunk(2, 1)
+        return (real.square() + imaginary.square()).transpose(1, 2)
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Returns latents (B, F, C) and their lengths (B,) in frames, or None when nothing is padded."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.nn.lengths import zero_padding
+from speechssl.nn.steps import recurrent
 
 
 class TokenHead(nn.Module):
@@ -54,8 +55,8 @@ class BiGRU(nn.Module):
         # Reversed within its own length, an utterance's padding stays behind it, where it cannot reach.
         index = lengths[:, None] - 1 - torch.arange(x.shape[1], device=x.device)
         index = torch.where(index >= 0, index, torch.arange(x.shape[1], device=x.device))[..., None]
-        ahead = self.forwards(x)[0]
-        behind = self.backwards(x.gather(1, index.expand_as(x)))[0]
+        ahead = recurrent(self.forwards, x)
+        behind = recurrent(self.backwards, x.gather(1, index.expand_as(x)))
         behind = behind.gather(1, index.expand_as(behind))
         return zero_padding(torch.cat((ahead, behind), -1), lengths)
 

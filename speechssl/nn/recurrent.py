@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from torch import Tensor, nn
 
 from speechssl.nn.quantize import GumbelQuantizer
+from speechssl.nn.steps import recurrent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ class Recurrent(nn.Module):
         layers = [x]
         for number, block in enumerate(self.blocks[:num_layers]):
             x = self._quantized(x, number)
-            y = block(x)[0]
+            y = recurrent(cast(nn.GRU | nn.LSTM, block), x)
             if number + 1 < len(self.blocks):
                 y = self.dropout(y)
             x = x + y if self.config.residual and x.shape == y.shape else y

@@ -39,16 +39,31 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class MaskedFrames:
+    """What an objective hid and how it guessed it, to be drawn.
+
+    mask: (B, F) bool, True = hidden.
+    answers: (N,) detached, one per hidden frame in the order of mask.nonzero(): bool, whether it was right; or, where
+        nothing is right or wrong, float: the squared error as a share of the target's square (1: as good as zeros).
+    """
+
+    mask: Tensor
+    answers: Tensor
+
+
+@dataclass(frozen=True)
 class LossOutput:
     """
     loss: the SUM over this rank's targets; the loop divides once per update, by the global count.
     num_targets: how many targets, a 0-d tensor on the loss's device.
     metrics: detached sums with their counts.
+    masked: of an objective that hides frames; the loop does not read it.
     """
 
     loss: Tensor
     num_targets: Tensor
     metrics: dict[str, Metric] = field(default_factory=dict)
+    masked: MaskedFrames | None = None
 
 
 class Objective(nn.Module):

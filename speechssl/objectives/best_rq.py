@@ -18,7 +18,7 @@ from speechssl.batch import Batch
 from speechssl.nn.encoder import Encoder
 from speechssl.nn.masking import span_mask
 from speechssl.nn.random_projection import RandomProjection
-from speechssl.objectives.base import LossOutput, Metric
+from speechssl.objectives.base import LossOutput, MaskedFrames, Metric
 from speechssl.objectives.log_mel import LogMelObjective
 
 
@@ -97,12 +97,13 @@ class BestRQ(LogMelObjective):
         logits = self.prediction(hidden[mask]).float()  # (masked, V)
         codes = self.quantizer(stacked[mask])
         loss, count = F.cross_entropy(logits, codes, reduction="sum"), mask.sum().float()
+        right = logits.argmax(-1) == codes
         metrics = {
             "cross_entropy": Metric.mean(loss, count),
-            "accuracy": Metric.mean((logits.argmax(-1) == codes).sum(), count),
+            "accuracy": Metric.mean(right.sum(), count),
             "code_perplexity": Metric(
                 torch.bincount(codes, minlength=config.codebook_size)[None].float(), "perplexity"
             ),
             "masked": Metric.mean(count, frames.sum()),
         }
-        return LossOutput(loss, count, metrics)
+        return LossOutput(loss, count, metrics, MaskedFrames(mask, right))

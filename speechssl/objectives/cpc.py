@@ -128,6 +128,28 @@ class CPC(Objective):
         }
         return LossOutput(loss.sum(), count, metrics)
 
+    def surprise(self, latents: Tensor, context: Tensor, pool: Tensor, own: Tensor) -> Tensor:
+        """How little each frame of one utterance was expected: InfoNCE of what came, against a pool of other frames.
+
+        Args:
+            latents: (F, C), and what the context network made of them, context: (F, D).
+            pool: (N, C) latents to choose from.
+            own: (F,) int64, the place in the pool that holds the frame itself and does not count; -1: none does.
+
+        Returns:
+            (F,) nats: the mean over the up to K predictions of a frame; nan for the first, which nothing predicts.
+        """
+        keys, others = latents.float() / latents.shape[1] ** 0.5, pool.float() / latents.shape[1] ** 0.5
+        total, count = keys.new_zeros(len(keys)), keys.new_zeros(len(keys))
+        itself = own[:, None] == torch.arange(len(others), device=own.device)  # (F, N)
+        for ahead, made in enumerate(self._predict(context[None])[0].float(), start=1):  # (F, C), for frame t + ahead
+            made = made[: max(len(keys) - ahead, 0)]
+            right = (made * keys[ahead:]).sum(-1, keepdim=True)
+            wrong = (made @ others.T).masked_fill(itself[ahead:], -torch.inf)
+            total[ahead:] += torch.cat((right, wrong), 1).logsumexp(1) - right[:, 0]
+            count[ahead:] += 1
+        return total / count
+
     def _predict(self, context: Tensor) -> Tensor:
         if self.config.heads == "linear":
             return self.heads[0](context).unflatten(-1, (self.config.num_steps, -1)).transpose(1, 2)

@@ -20,7 +20,7 @@ from speechssl.nn.lengths import full_lengths
 from speechssl.nn.masking import span_mask
 from speechssl.nn.regression import mean_of_layers, scaled_regression, variation
 from speechssl.nn.transformer import Transformer, unpack_frames
-from speechssl.objectives.base import LossOutput, Metric, Objective
+from speechssl.objectives.base import LossOutput, MaskedFrames, Metric, Objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,8 @@ class Data2Vec(Objective):
 
         loss = scaled_regression(predictions, targets, config.beta).sum()
         count = mask.sum().float()
-        energy, error = targets.square().sum(), (predictions.detach() - targets).square().sum()
+        energies, errors = targets.square().sum(-1), (predictions.detach() - targets).square().sum(-1)  # (N,)
+        energy, error = energies.sum(), errors.sum()
         metrics = {
             "explained": Metric.mean(energy - error, energy),  # share of the targets' squares; 0: as good as zeros
             "target_variance": Metric.mean(variation(targets), targets.numel()),
@@ -127,7 +128,7 @@ class Data2Vec(Objective):
             "masked": Metric.mean(count, frames.sum()),
             "decay": Metric.mean(count * self.decay, count),
         }
-        return LossOutput(loss, count, metrics)
+        return LossOutput(loss, count, metrics, MaskedFrames(mask, errors / energies.clamp(min=1e-12)))
 
     @torch.no_grad()
     def targets(self, whole: Tensor, lengths: Tensor | None) -> Tensor:

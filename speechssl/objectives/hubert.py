@@ -19,7 +19,7 @@ from speechssl.nn.encoder import Encoder
 from speechssl.nn.lengths import full_lengths, padding_mask
 from speechssl.nn.masking import span_mask
 from speechssl.nn.unit_prediction import mean_square, unit_logits, units_of_frames
-from speechssl.objectives.base import LossOutput, Metric, Objective, scale_gradient
+from speechssl.objectives.base import LossOutput, MaskedFrames, Metric, Objective, scale_gradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +112,9 @@ class HuBERT(Objective):
         hidden, _ = self.encoder.context(masked, lengths)
 
         targets = units_of_frames(batch.units, frames, latents.shape[1], config.targets_per_frame)  # (B, F, R)
-        loss, count, metrics = self._score(hidden, targets, mask)
+        loss, count, metrics, right = self._score(hidden, targets, mask)
         if config.unmasked_weight:
-            seen, seen_count, seen_metrics = self._score(hidden, targets, ~mask)
+            seen, seen_count, seen_metrics, _ = self._score(hidden, targets, ~mask)
             loss, count = loss + config.unmasked_weight * seen, count + seen_count
             metrics |= {f"unmasked_{name}": seen_metrics[name] for name in ("cross_entropy", "accuracy")}
         loss = loss + count * config.feature_penalty * penalty
@@ -123,7 +123,7 @@ class HuBERT(Objective):
             "feature_penalty": Metric.mean(penalty * count, count),
             "masked": Metric.mean(inside, frames.sum()),
         }
-        return LossOutput(loss, count, metrics)
+        return LossOutput(loss, count, metrics, MaskedFrames(mask, right))
 
     def heard(self, batch: Batch) -> Tensor:
         """The waveforms (B, T) that the encoder hears; the units stay those of the batch."""
@@ -134,8 +134,13 @@ class HuBERT(Objective):
         config = self.config
         return span_mask(frames, size, start_prob=config.mask_start_prob, span=config.mask_length, min_spans=2)
 
-    def _score(self, hidden: Tensor, targets: Tensor, where: Tensor) -> tuple[Tensor, Tensor, dict[str, Metric]]:
-        """Cross-entropy summed over the units of the frames in `where` (B, F), how many they are, and metrics."""
+    def _score(
+        self, hidden: Tensor, targets: Tensor, where: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Metric], Tensor]:
+        """Cross-entropy summed over the units of the frames in `where` (B, F), how many they are, and metrics.
+
+        Last, (N,) bool: of which of these frames every known unit was right.
+        """
         wanted = targets[where]  # (N, R)
         predictions = self.prediction(hidden[where]).unflatten(-1, (self.config.targets_per_frame, -1))  # (N, R, E)
         known = wanted >= 0
@@ -150,7 +155,8 @@ class HuBERT(Objective):
             "unit_perplexity": Metric(self._histogram(wanted), "perplexity"),
             "predicted_perplexity": Metric(self._histogram(best), "perplexity"),
         }
-        return loss, count, metrics
+        right = torch.ones_like(known).masked_scatter(known, best == wanted).all(1)
+        return loss, count, metrics, right
 
     def _histogram(self, units: Tensor) -> Tensor:
         return torch.bincount(units, minlength=self.config.num_units).float()[None]  # (1, V)

@@ -18,7 +18,7 @@ from speechssl.nn.encoder import Encoder
 from speechssl.nn.lengths import padding_mask
 from speechssl.nn.regression import normalize_patches
 from speechssl.nn.sinusoidal import Sinusoidal, SinusoidalConfig
-from speechssl.objectives.base import LossOutput, Metric
+from speechssl.objectives.base import LossOutput, MaskedFrames, Metric
 from speechssl.objectives.log_mel import LogMelObjective
 
 
@@ -113,7 +113,8 @@ class MaskedAutoencoder(LogMelObjective):
             "explained": Metric.mean(energy - loss.detach(), energy),  # share of the squares; 0: as good as zeros
             "masked": Metric.mean(count, frames.sum()),
         }
-        return LossOutput(loss, count, metrics)
+        share = error.detach() / targets.square().mean(-1).clamp(min=1e-12)
+        return LossOutput(loss, count, metrics, MaskedFrames(mask, share))
 
     def draw_mask(self, frames: Tensor, size: int) -> Tensor:
         """(B, size) bool: floor(mask_ratio * F) patches of each utterance, at least one, any of them."""

@@ -23,7 +23,7 @@ from speechssl.nn.masking import span_mask
 from speechssl.nn.negatives import nearest_negatives, sample_negatives
 from speechssl.nn.quantize import GumbelQuantizer
 from speechssl.nn.variation import variation
-from speechssl.objectives.base import LossOutput, Metric, Objective, scale_gradient
+from speechssl.objectives.base import LossOutput, MaskedFrames, Metric, Objective, scale_gradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +82,12 @@ class Wav2Vec2(Objective):
         floor = self.config.num_codebooks
         if numbers.get("code_perplexity", math.inf) < 1.1 * floor:
             return (
-                f"the quantizer gives every frame the same code (code_perplexity is at its floor, {floor}), so there is "
-                "nothing to tell apart; raise objective.diversity_weight or objective.gumbel_end, or lower optim.lr"
+                f"the quantizer gives every frame the same code (code_perplexity is at its floor, {floor}), so nothing is "
+                "left to tell apart; raise objective.diversity_weight or objective.gumbel_end, or lower optim.lr"
             )
         if numbers.get("equal_codes", 0.0) > 0.9:
             return (
-                f"{numbers['equal_codes']:.0%} of the negatives have the codes of the right answer and do not count, so "
+                f"{numbers['equal_codes']:.0%} of the negatives have the codes of the right answer and do not count: "
                 "accuracy means nothing; raise objective.diversity_weight, or lower optim.lr"
             )
         if numbers.get("variation", 1.0) < 1e-4:
@@ -145,9 +145,10 @@ class Wav2Vec2(Objective):
         count = torch.tensor(float(len(logits)), device=logits.device)
         diversity = diversity_loss(quantized.probs)
         loss = contrastive + count * (self.config.diversity_weight * diversity + self.config.feature_penalty * penalty)
+        right = first_is_right(logits.detach())
         metrics = {
             "contrastive": Metric.mean(contrastive, count),
-            "accuracy": Metric.mean(first_is_right(logits.detach()).sum(), count),
+            "accuracy": Metric.mean(right.sum(), count),
             "diversity": Metric.mean(diversity * count, count),
             "code_perplexity": Metric(self._histogram(quantized.codes), "perplexity"),
             "prob_perplexity": Metric(quantized.probs.detach().sum(0), "perplexity"),
@@ -157,7 +158,7 @@ class Wav2Vec2(Objective):
             "masked": Metric.mean(counts.sum(), frames.sum()),
             "temperature": Metric.mean(count * self.quantizer.temperature, count),
         }
-        return LossOutput(loss, count, metrics)
+        return LossOutput(loss, count, metrics, MaskedFrames(mask, right))
 
     def draw_mask(self, frames: Tensor, size: int) -> Tensor:
         """(B, size) bool; at least two spans, so that every frame has a negative."""

@@ -6,15 +6,12 @@ import pytest
 from test_rescore import gpt2  # noqa: F401  (a fixture)
 from tiny_run import make_corpus, one_sentence, speechssl, tiny_config, train_here
 
-from speechssl import cli
 from speechssl.asr.ngram import Ngram
 
 
 @pytest.fixture
 def command(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    fresh = type(cli.app)(name="speechssl", no_args_is_help=True, pretty_exceptions_enable=False)
-    monkeypatch.setattr(cli, "app", fresh)
     return lambda *arguments: speechssl(capsys, monkeypatch, *arguments)
 
 

@@ -1,0 +1,138 @@
+"""A graph of torch's own operations, for any number of utterances of any length. It runs without speechssl.
+
+    program = torch.export.load("encoder.pt2").module()
+    hidden, frame_lengths = program(waveforms, lengths)
+
+Shapes: B utterances, T samples, F frames, D channels, V tokens with the blank at 0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from speechssl.batch import Batch
+from speechssl.checkpoint import Checkpoint, load_checkpoint
+from speechssl.export.keymaps import ExportError
+from speechssl.export.output import refuse_to_overwrite
+from speechssl.nn.encoder import Encoder
+from speechssl.nn.lengths import zero_padding
+from speechssl.nn.norms import utterance_norm
+from speechssl.objectives.transcription import Transcription
+
+
+class EncoderGraph(nn.Module):
+    """Waveforms (B, T) and lengths (B,) in samples -> hidden (B, F, D), zero on padding, and lengths (B,) in frames."""
+
+    def __init__(self, encoder: Encoder, normalize: bool):
+        super().__init__()
+        self.encoder, self.normalize = encoder, normalize
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        output = self.encoder(_heard(waveforms, lengths, self.normalize), lengths)
+        return zero_padding(output.hidden, output.lengths), output.lengths
+
+
+class TokenGraph(nn.Module):
+    """Waveforms (B, T) and lengths (B,) in samples -> log probabilities (B, F, V) and their lengths (B,)."""
+
+    def __init__(self, objective: Transcription, normalize: bool):
+        super().__init__()
+        self.objective, self.normalize = objective, normalize
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        heard = _heard(waveforms, lengths, self.normalize)
+        return self.objective.log_probs(Batch(ids=(), waveforms=heard, lengths=lengths))
+
+
+def _heard(waveforms: Tensor, lengths: Tensor, normalize: bool) -> Tensor:
+    """As the encoder heard them in training: `data.audio.normalize` of each utterance's own samples, if it did."""
+    if not normalize:
+        return waveforms
+    one = waveforms.new_ones(1)
+    return utterance_norm(waveforms[..., None], lengths, one, one - 1)[..., 0]
+
+
+@dataclass(frozen=True)
+class Traced:
+    """
+    program: the graph.
+    outputs: names of what it gives.
+    facts: plain data that its user must know: sample rate, frames, tokens.
+    """
+
+    program: ExportedProgram
+    outputs: tuple[str, str]
+    facts: dict[str, Any]
+
+
+def export_program(path: Path, out: Path) -> None:
+    """Writes a .pt2 file: the encoder, or all of a CTC model. Batch and time are free.
+
+    Waveforms go in as they are, at the sample rate that `speechssl.json` inside the file says (torch.export.load gives
+    it as `extra_files`); normalisation is part of the graph.
+
+    Raises:
+        ExportError: the graph cannot be made, or `out` exists.
+        CheckpointError: there is no checkpoint at `path`.
+    """
+    with new_file(out) as file:
+        traced = trace(path)
+        torch.export.save(traced.program, file, extra_files={"speechssl.json": json.dumps(traced.facts)})
+
+
+def trace(path: Path) -> Traced:
+    """Raises ExportError, CheckpointError."""
+    checkpoint = load_checkpoint(path)
+    objective, normalize = checkpoint.objective, checkpoint.config.data.normalize
+    speaks = isinstance(objective, Transcription)
+    graph = TokenGraph(objective, normalize) if speaks else EncoderGraph(objective.encoder, normalize)
+    size = 20 * objective.encoder.hop + objective.encoder.feature_encoder.receptive_field
+    example = (torch.zeros(2, size), torch.tensor([size, size - 1]))
+    free = {"waveforms": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, "lengths": {0: Dim.DYNAMIC}}
+    try:
+        with torch.no_grad():
+            program = torch.export.export(graph.eval(), example, dynamic_shapes=free, strict=False)
+    except Exception as error:  # whatever the code of an objective outside speechssl makes torch say
+        name = type(objective).__name__
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ExportError(f"{path}: the graph of its {name} cannot be made: {reason}; report it to its author.") from error
+    for part in program.graph_module.modules():  # files that are given away name no folders of this machine
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)
+    return Traced(program, ("log_probs" if speaks else "hidden", "frame_lengths"), _facts(checkpoint))
+
+
+def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    encoder, tokenizer = checkpoint.objective.encoder, checkpoint.tokenizer
+    return {
+        "objective": checkpoint.config.objective["name"],
+        "preset": checkpoint.config.name,
+        "step": checkpoint.step,
+        "sample_rate": checkpoint.config.data.sample_rate,
+        "hop": encoder.hop,
+        "receptive_field": encoder.feature_encoder.receptive_field,
+        "tokenizer": None if tokenizer is None else tokenizer.to_dict(),
+    }
+
+
+@contextlib.contextmanager
+def new_file(out: Path) -> Iterator[Path]:
+    """A file to write, with others beside it, that takes the name `out` at the end, or vanishes. Raises ExportError."""
+    refuse_to_overwrite(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        yield Path(folder) / out.name
+        if out.is_dir():
+            out.rmdir()
+        for file in sorted(Path(folder).iterdir(), reverse=True):  # what lies beside it comes first
+            file.replace(out.with_name(file.name))

@@ -1,0 +1,44 @@
+"""Recurrent layers, and the same as a graph that holds for any number of frames.
+
+Shapes: B utterances, F frames, C channels in, D channels out.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def recurrent(layer: nn.GRU | nn.LSTM, x: Tensor) -> Tensor:
+    """(B, F, C) -> (B, F, D) by a layer of one direction, from a state of zeros."""
+    if not torch.compiler.is_exporting():
+        return layer(x)[0]
+    # torch would write a layer out frame by frame, for as many frames as the example has.
+    from torch._higher_order_ops.scan import scan
+
+    forwards = F.linear(x, layer.weight_ih_l0, layer.bias_ih_l0).transpose(0, 1)  # (F, B, 3 D or 4 D)
+    zeros = x.new_zeros(x.shape[0], layer.hidden_size)
+    step, start = (_gru_step, zeros) if isinstance(layer, nn.GRU) else (_lstm_step, (zeros, zeros.clone()))
+    weight, bias = layer.weight_hh_l0, layer.bias_hh_l0
+    _, outputs = scan(lambda state, gates: step(state, gates, weight, bias), start, forwards)
+    return outputs.transpose(0, 1)
+
+
+def _gru_step(state: Tensor, gates: Tensor, weight: Tensor, bias: Tensor):
+    """Cho et al. 2014, with torch's bias inside the reset gate's product: state (B, D), gates (B, 3 D) of the input."""
+    reset, update, new = gates.chunk(3, -1)
+    from_reset, from_update, from_new = F.linear(state, weight, bias).chunk(3, -1)
+    update = (update + from_update).sigmoid()
+    new = (new + (reset + from_reset).sigmoid() * from_new).tanh()
+    state = new + update * (state - new)
+    return state, state.clone()
+
+
+def _lstm_step(state: tuple[Tensor, Tensor], gates: Tensor, weight: Tensor, bias: Tensor):
+    """Hochreiter & Schmidhuber 1997, with forget gates: state (B, D) and cell (B, D), gates (B, 4 D) of the input."""
+    hidden, cell = state
+    let_in, forget, new, let_out = (gates + F.linear(hidden, weight, bias)).chunk(4, -1)
+    cell = forget.sigmoid() * cell + let_in.sigmoid() * new.tanh()
+    hidden = let_out.sigmoid() * cell.tanh()
+    return (hidden, cell), hidden.clone()
