@@ -195,7 +195,7 @@ class TrainedEncoder(Encoder):
     def _wanted(self, layers: int | Sequence[int] | None) -> list[int] | None:
         if layers is None:
             return None
-        numbers = list(layers) if isinstance(layers, (list, tuple)) else [layers]
+        numbers: list[Any] = list(layers) if isinstance(layers, (list, tuple)) else [layers]
         for layer in numbers or [None]:
             if type(layer) is not int or not 0 <= layer <= self.num_layers:
                 raise ExtractError(f"the encoder has layers 0 to {self.num_layers}, and no layer {layer}.")
@@ -205,4 +205,6 @@ class TrainedEncoder(Encoder):
         try:
             self.to(device)
         except (RuntimeError, AssertionError):  # torch says "not compiled with CUDA" by an assertion
-            raise ExtractError(f"device '{device}' is not there; leave it out to compute where the encoder is.") from None
+            raise ExtractError(
+                f"device '{device}' is not there; leave it out to compute where the encoder is."
+            ) from None

@@ -17,23 +17,19 @@ from typing import Any
 
 import soundfile
 import torch
+import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
 from torch import Tensor
 
 from speechssl.data.audio import is_odd_rate, resample
 from speechssl.errors import UserError
 from speechssl.listener import Listener
 from speechssl.page.frame import POLICY, asset, frame
-
-try:
-    import uvicorn
-    from starlette.applications import Starlette
-    from starlette.middleware import Middleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
-    from starlette.requests import ClientDisconnect, Request
-    from starlette.responses import HTMLResponse, JSONResponse, Response
-    from starlette.routing import Route
-except ImportError:
-    raise UserError("serve needs starlette and uvicorn: pip install 'speechssl[serve]'.") from None
 
 LOOPBACK = ("127.0.0.1", "localhost")
 HEADER = "x-speechssl"  # a page of another site cannot send it
@@ -149,7 +145,13 @@ async def _in_turn(busy: asyncio.Semaphore, work: Callable[[], dict], patience: 
     """Runs `work` in a thread, one at a time. A thread cannot be stopped: its turn lasts until it is done."""
     await _within(busy.acquire(), patience, UploadError("Busy; try again later.", 503))
     task = asyncio.ensure_future(asyncio.to_thread(work))
-    task.add_done_callback(lambda done: (busy.release(), done.cancelled() or done.exception()))
+
+    def leave(done: asyncio.Task) -> None:
+        busy.release()
+        if not done.cancelled():
+            done.exception()  # seen, so that asyncio does not print it
+
+    task.add_done_callback(leave)
     return await _within(asyncio.shield(task), patience, UploadError("This took too long; send less.", 503))
 
 

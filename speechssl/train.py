@@ -106,7 +106,7 @@ def update(run: Run, tally: Tally, clock: Clock) -> Asked:
     torch._foreach_mul_(gradients, accelerator.num_processes / num_targets.clamp(min=1.0))
     norm = accelerator.clip_grad_norm_(objective.parameters(), config.optim.clip or torch.inf)
     finite = torch.isfinite(norm) & torch.isfinite(loss)  # the same on all ranks; nobody waits for the device
-    state.optimizer.found_inf = (~finite).float()  # as for a GradScaler: 1 leaves weights and moments as they are
+    state.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # as for a GradScaler: 1 leaves weights and moments as they are
     rate = learning_rate(config.optim, step, config.train.updates)
     set_learning_rate(run.optimizer, rate)
     run.optimizer.step()
@@ -125,7 +125,7 @@ def update(run: Run, tally: Tally, clock: Clock) -> Asked:
 def agree(run: Run, sums: torch.Tensor) -> tuple[torch.Tensor, Asked]:
     """Adds up over the ranks, in one go: `sums` (stays on the device), and what each of them asks for."""
     feed, counts, saver = run.feed, run.state.counts, run.saver
-    own = [run.stop.status == REQUEUE, run.stop.status == INTERRUPTED, saver is not None and saver.is_due()]
+    own: list[float] = [run.stop.status == REQUEUE, run.stop.status == INTERRUPTED, saver is not None and saver.is_due()]
     own += [feed.asked, feed.unread]
     if feed.world > 1:
         everything = run.accelerator.reduce(torch.cat((sums, sums.new_tensor(own))))

@@ -120,7 +120,7 @@ ARPA += "\\2-grams:\n-0.2\t<s> ONE\n-0.1\tONE </s>\n\n\\end\\\n"
 TEXTS = {
     "manifest.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS),
     "cuts.jsonl": json.dumps(CUT) + "\n",
-    "list.tsv": "/root/of/it\na/1.flac\t8000\nb.tar:512:900\t700\n",
+    "list.tsv": "/corpus/of/it\na/1.flac\t8000\nb.tar:512:900\t700\n",
     "table.tsv": "a\tone two\nb\tthree\n",
     "table.csv": 'a,"one, two"\nb,three\n',
     "84-1.trans.txt": "84-1-0000 ONE TWO\n84-1-0001 THREE\n",

@@ -1,5 +1,6 @@
 """CPC's surprise against loops over (frame, step); long recordings in windows; what is found, and written."""
 
+import itertools
 import math
 
 import numpy as np
@@ -89,10 +90,11 @@ def test_the_most_surprising_stretches_do_not_overlap():
     scores = np.ones(1000)
     scores[300:320], scores[700:750], scores[340] = 5.0, 4.0, 9.0
     found = top_segments(Surprise(times, scores, 2.0), 3, seconds=0.5)
-    assert [round(segment.start, 1) for segment in found[:2]] == [7.0, 2.9]
+    assert found[0].start == pytest.approx(7.0, abs=0.01)
+    assert 2.9 <= found[1].start <= 3.0  # wherever it holds all that is high
     assert found[0].score == pytest.approx(4.0)
     edges = sorted((segment.start, segment.end) for segment in found)
-    assert all(end <= start + 1e-9 for (_, end), (start, _) in zip(edges, edges[1:], strict=False))
+    assert all(end <= start + 1e-9 for (_, end), (start, _) in itertools.pairwise(edges))
     assert top_segments(Surprise(times, scores, 2.0), 100, seconds=5.0)[0].end <= 10.0
     assert len(top_segments(Surprise(times[:3], scores[:3], 2.0), 5, seconds=1.0)) == 1
 

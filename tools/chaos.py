@@ -180,11 +180,11 @@ def compare(whole: Path, run: Path) -> list[str]:
     best = [json.loads((folder / "checkpoints" / "best.json").read_text()) for folder in (whole, run)]
     if best[0] != best[1]:
         problems.append(f"best.json is {best[1]}, not {best[0]}")
-    left, right = lines(whole), lines(run)
-    places = [(line["split"], line["step"]) for line in right]
+    expected, written = lines(whole), lines(run)
+    places = [(line["split"], line["step"]) for line in written]
     problems += [f"metrics.jsonl: {place} comes {n} times" for place, n in Counter(places).items() if n > 1]
-    if left != right:
-        problems.append(f"metrics.jsonl: {len(right)} lines differ from {len(left)}")
+    if expected != written:
+        problems.append(f"metrics.jsonl: {len(written)} lines differ from {len(expected)}")
     return problems
 
 

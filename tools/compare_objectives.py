@@ -85,7 +85,7 @@ def pretrain(plan: Plan, name: str, preset: str) -> Path:
     folder = plan.out / name
     extra = [f"data.units={make_units(plan)}"] if name in ("hubert", "wavlm") else []
     if name == "wav2vec2":  # on the waveform it starts from the convolutions of CPC, which has had its own minutes
-        extra = ["--init", pretrain(plan, "cpc", "cpc-tiny")]
+        extra = ["--init", str(pretrain(plan, "cpc", "cpc-tiny"))]
     updates = updates_for(plan, preset, folder)
     numbers = [f"train.updates={updates}", f"train.log_every={max(1, updates // 20)}", *extra]
     run("pretrain", "--preset", preset, "--train", plan.unlabelled, "-o", folder / "pretrain", *numbers)

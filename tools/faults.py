@@ -94,7 +94,16 @@ class Scene:
     def said(self) -> str:
         """The line that a person would look for, without this machine's paths."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
-        for mark in ("error: ", "Error: ", "warning: ", "collapsed", "is skipped", "damaged", "left out: ", "stopped after"):
+        for mark in (
+            "error: ",
+            "Error: ",
+            "warning: ",
+            "collapsed",
+            "is skipped",
+            "damaged",
+            "left out: ",
+            "stopped after",
+        ):
             found = [line for line in lines if mark in line]
             if found:
                 return (

@@ -30,9 +30,7 @@ def bench(
         case = table.case_of(config, lengths, kind, steps, threads)
         total = sum(case.seconds)
         limit = table.gemm_limit(kind, device)
-        print(
-            f"\n{kind}: {len(case.seconds)} utterances, {total:g} s a step; GEMM limit {limit:.0f} GFLOP/s\n"
-        )
+        print(f"\n{kind}: {len(case.seconds)} utterances, {total:g} s a step; GEMM limit {limit:.0f} GFLOP/s\n")
         print(table.markdown(case, table.compare(case, tuple(against or ()), rounds, tuned=tuned), limit), flush=True)
         if largest:
             memory = table.machine_memory_gb()

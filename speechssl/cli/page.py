@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from speechssl.errors import UserError
+
 
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of run folders.")],
@@ -39,8 +41,12 @@ def serve(
     seconds: Annotated[float, typer.Option(min=1.0, help="Longest sound.")] = 60.0,
 ) -> None:
     """Serve a page on this machine that transcribes a file or the microphone (the extra [serve])."""
-    from speechssl import serve as server
     from speechssl.listener import Listener
+
+    try:
+        from speechssl import serve as server
+    except ImportError:
+        raise UserError("serve needs starlette and uvicorn: pip install 'speechssl[serve]'.") from None
 
     limits = server.Limits(megabytes=megabytes, seconds=seconds)
     server.serve(Listener(model, speakers), host=host, port=port, limits=limits)

@@ -94,7 +94,14 @@ def _layout(checkpoint: Checkpoint, family: str, tensors: dict[str, Any], state:
     task: dict[str, Any] = {"_name": "audio_pretraining", "data": ""}
     task |= {"sample_rate": data.sample_rate, "normalize": data.normalize}
     cfg: dict[str, Any] = {"_name": None, "model": model, "task": task, "criterion": None}
-    saved: dict[str, Any] = {"args": None, "cfg": cfg, "model": tensors, "criterion": None, "optimizer_history": [], "task_state": {}}
+    saved: dict[str, Any] = {
+        "args": None,
+        "cfg": cfg,
+        "model": tensors,
+        "criterion": None,
+        "optimizer_history": [],
+        "task_state": {},
+    }
     if name in ("wav2vec2", "hubert", "data2vec"):
         model |= {"mask_length": objective.mask_length, "mask_prob": objective.mask_start_prob * objective.mask_length}
     if name == "wav2vec2":

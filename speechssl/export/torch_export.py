@@ -105,7 +105,9 @@ def trace(path: Path) -> Traced:
     except Exception as error:  # whatever the code of an objective outside speechssl makes torch say
         name = type(objective).__name__
         reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise ExportError(f"{path}: the graph of its {name} cannot be made: {reason}; report it to its author.") from error
+        raise ExportError(
+            f"{path}: the graph of its {name} cannot be made: {reason}; report it to its author."
+        ) from error
     for part in program.graph_module.modules():  # files that are given away name no folders of this machine
         for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)

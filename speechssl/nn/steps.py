@@ -5,6 +5,8 @@ Shapes: B utterances, F frames, C channels in, D channels out.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,10 +19,11 @@ def recurrent(layer: nn.GRU | nn.LSTM, x: Tensor) -> Tensor:
     # torch would write a layer out frame by frame, for as many frames as the example has.
     from torch._higher_order_ops.scan import scan
 
-    forwards = F.linear(x, layer.weight_ih_l0, layer.bias_ih_l0).transpose(0, 1)  # (F, B, 3 D or 4 D)
+    to_gates = cast(Tensor, layer.weight_ih_l0), cast(Tensor, layer.bias_ih_l0)
+    forwards = F.linear(x, *to_gates).transpose(0, 1)  # (F, B, 3 D or 4 D)
     zeros = x.new_zeros(x.shape[0], layer.hidden_size)
     step, start = (_gru_step, zeros) if isinstance(layer, nn.GRU) else (_lstm_step, (zeros, zeros.clone()))
-    weight, bias = layer.weight_hh_l0, layer.bias_hh_l0
+    weight, bias = cast(Tensor, layer.weight_hh_l0), cast(Tensor, layer.bias_hh_l0)
     _, outputs = scan(lambda state, gates: step(state, gates, weight, bias), start, forwards)
     return outputs.transpose(0, 1)
 

@@ -82,8 +82,8 @@ class Wav2Vec2(Objective):
         floor = self.config.num_codebooks
         if numbers.get("code_perplexity", math.inf) < 1.1 * floor:
             return (
-                f"the quantizer gives every frame the same code (code_perplexity is at its floor, {floor}), so nothing is "
-                "left to tell apart; raise objective.diversity_weight or objective.gumbel_end, or lower optim.lr"
+                f"the quantizer gives every frame the same code (code_perplexity is at its floor, {floor}), so nothing "
+                "is left to tell apart; raise objective.diversity_weight or objective.gumbel_end, or lower optim.lr"
             )
         if numbers.get("equal_codes", 0.0) > 0.9:
             return (

@@ -141,6 +141,6 @@ def _profiles(place: int, runs: list[RunRecord]) -> Iterable[Chart]:
     for name, of_runs in found.items():
         series = []
         for index, values in of_runs.items():
-            points: list[Point] = sorted(values.items())
-            series.append(Series(runs[index].name, runs[index].colour, points, "dots"))
+            dots: list[Point] = sorted(values.items())
+            series.append(Series(runs[index].name, runs[index].colour, dots, "dots"))
         yield Chart(f"profile-{place}-{name}", f"{name} at the end", series, x_label="step")

@@ -98,7 +98,8 @@ def estimate(
         return [detection.eer(weights), *(detection.min_dcf(p, weights) for p in p_targets)]
 
     generator, number = np.random.default_rng(seed), int(clusters.max()) + 1
-    same, drawn = clusters[:, 0] == clusters[:, 1], []
+    same = clusters[:, 0] == clusters[:, 1]
+    drawn: list[list[float]] = []
     while len(drawn) < samples:
         times = np.bincount(generator.integers(number, size=number), minlength=number)
         weights = times[clusters[:, 0]] * np.where(same, 1, times[clusters[:, 1]])
