@@ -125,8 +125,8 @@ def update(run: Run, tally: Tally, clock: Clock) -> Asked:
 def agree(run: Run, sums: torch.Tensor) -> tuple[torch.Tensor, Asked]:
     """Adds up over the ranks, in one go: `sums` (stays on the device), and what each of them asks for."""
     feed, counts, saver = run.feed, run.state.counts, run.saver
-    own: list[float] = [run.stop.status == REQUEUE, run.stop.status == INTERRUPTED, saver is not None and saver.is_due()]
-    own += [feed.asked, feed.unread]
+    own: list[float] = [run.stop.status == REQUEUE, run.stop.status == INTERRUPTED]
+    own += [saver is not None and saver.is_due(), feed.asked, feed.unread]
     if feed.world > 1:
         everything = run.accelerator.reduce(torch.cat((sums, sums.new_tensor(own))))
         sums, own = everything[:2], everything[2:].tolist()

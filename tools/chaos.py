@@ -35,6 +35,7 @@ from tiny_training import fork_training, make_corpus, tiny_config
 from speechssl.config import Config
 from speechssl.stored import CheckpointError, read_record
 
+SAVE_EVERY = 5  # updates; validation, which may save too, is every ten
 TIMING = {"audio_per_second", "wait", "seconds"}  # what no two runs share
 
 
@@ -57,7 +58,11 @@ def main() -> int:
 def torment(arguments: argparse.Namespace, folder: Path) -> int:
     torch.set_num_threads(1)
     make_corpus(folder / "corpus")
-    config = tiny_config(folder / "corpus", data={"workers": arguments.workers}, train={"updates": arguments.updates})
+    config = tiny_config(
+        folder / "corpus",
+        data={"workers": arguments.workers},
+        train={"updates": arguments.updates, "save_every": SAVE_EVERY},
+    )
     whole = Life(config, folder / "undisturbed", arguments.processes)
     statuses = whole.wait()
     if any(statuses):
@@ -144,7 +149,7 @@ class Life:
 
     def _some_save(self, chance: random.Random) -> int:
         saved = [int(path.name[5:]) for path in (self.folder / "checkpoints").glob("step-*")]
-        return max(saved, default=0) + 3 * chance.randint(1, 3)
+        return max(saved, default=0) // SAVE_EVERY * SAVE_EVERY + SAVE_EVERY * chance.randint(1, 2)
 
     def _is_over(self) -> bool:
         for child in self.children:

@@ -197,7 +197,6 @@ def newest_checkpoint(scene: Scene, harm: Callable[[Path], None], *, every: bool
     scene.end()
     for path in scene.saved() if every else scene.saved()[-1:]:
         harm(path)
-    scene.log.unlink()
     scene.start()
     return scene.end()
 

@@ -94,8 +94,9 @@ def trace(path: Path) -> Traced:
     """Raises ExportError, CheckpointError."""
     checkpoint = load_checkpoint(path)
     objective, normalize = checkpoint.objective, checkpoint.config.data.normalize
-    speaks = isinstance(objective, Transcription)
-    graph = TokenGraph(objective, normalize) if speaks else EncoderGraph(objective.encoder, normalize)
+    graph: nn.Module = EncoderGraph(objective.encoder, normalize)
+    if speaks := isinstance(objective, Transcription):
+        graph = TokenGraph(objective, normalize)
     size = 20 * objective.encoder.hop + objective.encoder.feature_encoder.receptive_field
     example = (torch.zeros(2, size), torch.tensor([size, size - 1]))
     free = {"waveforms": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, "lengths": {0: Dim.DYNAMIC}}

@@ -108,7 +108,7 @@ class Objective(nn.Module):
         return []
 
     def wrong_units(self, hop: int, num_units: int) -> str:
-        """Why units of this hop (samples) and number do not fit, and what to do, in half a sentence; empty: they fit."""
+        """Why units of this hop (samples) and number do not fit, and what to do: half a sentence; empty: they fit."""
         return ""
 
     def impossible_targets(self, lengths: Tensor, tokens: list[list[int]]) -> list[int]:
