@@ -9,5 +9,5 @@ __all__ = ["__version__", "load_encoder"]
 def __getattr__(name: str):
     # Importing speechssl stays light: torch is loaded only when an encoder is asked for.
     if name == "load_encoder":
-        return import_module("speechssl.checkpoint").load_encoder
+        return import_module("speechssl.extract").load_encoder
     raise AttributeError(f"module 'speechssl' has no attribute {name!r}")

@@ -23,7 +23,6 @@ from speechssl.build import build_objective
 from speechssl.config import Config, parse
 from speechssl.data.tokens import Tokenizer
 from speechssl.files import flush_to_disk, write_whole
-from speechssl.nn.encoder import Encoder
 from speechssl.objectives import Objective
 from speechssl.stored import MOMENTS, WEIGHTS, CheckpointError, read_record, read_tensors, write_files
 from speechssl.watch import Counts
@@ -237,11 +236,6 @@ def _refuse_strange_code(config: Config, path: Path) -> None:
             f"{path}: its objective is code outside speechssl, in the module '{module}'; if you trust it, set the "
             f"environment variable SPEECHSSL_TRUST={module}."
         )
-
-
-def load_encoder(path: str | Path) -> Encoder:
-    """The encoder of a checkpoint or run folder, in eval mode on the CPU. Raises CheckpointError."""
-    return load_checkpoint(path).objective.encoder
 
 
 def load_weights(objective: Objective, tensors: dict[str, torch.Tensor], source: str) -> None:

@@ -167,7 +167,7 @@ def _front_page(listener: Listener, limits: Limits) -> str:
         f'<section class="ask" data-seconds="{limits.seconds:g}" data-megabytes="{limits.megabytes:g}">'
         "<h2>Listen</h2>"
         f"<p>{listener.about} A file of at most {limits.seconds:g} s, or the microphone. "
-        "Nothing leaves this machine, and nothing is kept.</p>"
+        "Nothing is kept.</p>"
         '<p><label class="file">Choose a file <input type="file" accept="audio/*,video/*"></label> '
         '<button type="button" class="record" aria-pressed="false">Record</button></p>'
         '<p role="status" aria-live="polite"></p></section><section class="answer"></section>'

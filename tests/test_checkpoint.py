@@ -12,8 +12,9 @@ from tiny_run import assert_same_bits, make_corpus, tiny_config, train_here
 
 from speechssl import checkpoint, stored
 from speechssl.build import build_objective
-from speechssl.checkpoint import CheckpointError, TrainState, load_checkpoint, load_encoder
+from speechssl.checkpoint import CheckpointError, TrainState, load_checkpoint
 from speechssl.data.tokens import Tokenizer
+from speechssl.extract import load_encoder
 from speechssl.optim import build_optimizer
 
 

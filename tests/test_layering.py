@@ -36,7 +36,18 @@ LAYERS: dict[str, tuple[set[str], set[str] | None]] = {
         {"nn", "objectives", "data", "checkpoint", "build", "config", "batch", "errors", "export"},
         None,
     ),
+    "page": (
+        {"", "objectives", "data", "checkpoint", "build", "config", "batch", "errors", "asr", "probe", "page"},
+        None,
+    ),
+    "listener": (
+        {"objectives", "data", "checkpoint", "batch", "errors", "page", "probe", "speaker"},
+        None,
+    ),
+    "serve": ({"data", "errors", "listener", "page"}, None),
+    "surprise": ({"data", "checkpoint", "errors"}, None),
     "asr": ({"nn", "objectives", "data", "checkpoint", "batch", "errors", "asr"}, None),
+    "extract": ({"nn", "data", "checkpoint", "errors"}, None),
 }
 SHARED_OBJECTIVES = {"speechssl.objectives", "speechssl.objectives.base", "speechssl.objectives.transcription"}
 SHARED_OBJECTIVES |= {"speechssl.objectives.log_mel", "speechssl.objectives.views"}

@@ -18,6 +18,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from speechssl.batch import Batch
 from speechssl.build import build_objective, seed_everything
+from speechssl.config import ConfigError
 from speechssl.data.batching import stream
 from speechssl.data.dataset import SpeechDataset
 from speechssl.data.manifest import Manifest
@@ -257,3 +258,10 @@ def test_the_log_holds_what_a_person_asks_for(corpus, tmp_path, capsys):
     assert "(chance 1.79)" in line
     assert "left 0:00:00" in line
     assert "information" not in line
+
+
+def test_a_preset_on_the_convolutions_of_another_run_asks_for_it(corpus, tmp_path):
+    config = tiny_config("wav2vec2", corpus, init_part="feature_encoder")
+    with pytest.raises(ConfigError, match="give --init RUN"):
+        train_here(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

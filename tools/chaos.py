@@ -43,7 +43,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL")
-    parser.add_argument("--processes", type=int, default=1, help="TERM goes to one of them, KILL to all")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="TERM goes to one of them once they train, else to all"
+    )
     parser.add_argument("--updates", type=int, default=30, help="of each run")
     parser.add_argument("--workers", type=int, default=0, help="reader processes of each training process")
     parser.add_argument("--seed", type=int, default=1, help="of the moments")
@@ -61,7 +63,7 @@ def torment(arguments: argparse.Namespace, folder: Path) -> int:
     config = tiny_config(
         folder / "corpus",
         data={"workers": arguments.workers},
-        train={"updates": arguments.updates, "save_every": SAVE_EVERY},
+        train={"updates": arguments.updates, "save_every": SAVE_EVERY, "rank_seconds": 30.0},
     )
     whole = Life(config, folder / "undisturbed", arguments.processes)
     statuses = whole.wait()
@@ -103,6 +105,7 @@ class Life:
 
     def __init__(self, config: Config, folder: Path, processes: int):
         self.folder, self.log, self.born = folder, folder.with_name(f"{folder.name}.log"), time.monotonic()
+        self.told = len(self.log.read_text()) if self.log.exists() else 0  # by earlier lives
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             port = listener.getsockname()[1]
@@ -140,7 +143,8 @@ class Life:
         return "between saves" if (self.folder / "metrics.jsonl").exists() else "before the first update"
 
     def kill(self, number: int, chance: random.Random) -> None:
-        for child in self.children if number == signal.SIGKILL else [chance.choice(self.children)]:
+        trains = self.log.exists() and "train " in self.log.read_text()[self.told :]
+        for child in [chance.choice(self.children)] if number == signal.SIGTERM and trains else self.children:
             if child not in self.ended:
                 os.kill(child, number)
         statuses = self.wait()
@@ -173,15 +177,14 @@ def sound(run: Path) -> list[str]:
 
 def compare(whole: Path, run: Path) -> list[str]:
     """What differs between two finished runs."""
-    names = [sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) for folder in (whole, run)]
-    if names[0] != names[1]:
-        return [f"its files are {sorted(set(names[1]) ^ set(names[0]))} beside those it should have"]
-    problems = []
-    for checkpoint in (whole / "checkpoints").glob("step-*"):
-        for file in checkpoint.glob("*.safetensors"):
-            left, right = load_file(file), load_file(run / file.relative_to(whole))
-            different = [name for name in left if not left[name].equal(right[name])]
-            problems += [f"{checkpoint.name}/{file.name}: {name}" for name in different]
+    names = [path.name for path in run.rglob("*")]
+    left = [name for name in names if name.startswith((".", "damaged")) or name.endswith(".part")]
+    problems = [f"{name} is left behind" for name in left]
+    last = max((whole / "checkpoints").glob("step-*"))
+    for file in last.glob("*.safetensors"):  # after a SIGTERM there are other checkpoints besides
+        one, other = load_file(file), load_file(run / file.relative_to(whole))
+        different = [name for name in one if not one[name].equal(other[name])]
+        problems += [f"{last.name}/{file.name}: {name}" for name in different]
     best = [json.loads((folder / "checkpoints" / "best.json").read_text()) for folder in (whole, run)]
     if best[0] != best[1]:
         problems.append(f"best.json is {best[1]}, not {best[0]}")

@@ -93,8 +93,8 @@ def fork_training(
         return child
     status = 1
     try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, signal.SIG_DFL)
+        for number in (signal.SIGTERM, signal.SIGUSR1):  # as the command line has them until a run takes them over
+            signal.signal(number, lambda *_: os._exit(75))
         with log.open("a") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)

@@ -20,7 +20,7 @@ def report(
         str, typer.Option(help="Column of the manifest that colours the embeddings: speaker, text, folder:1, ...")
     ] = "speaker",
     map: Annotated[
-        Literal["tsne", "umap"], typer.Option(help="How embeddings come to the plane; umap needs the extra [umap].")
+        Literal["tsne", "umap"], typer.Option(help="How embeddings come to the plane; umap needs umap-learn.")
     ] = "tsne",
     each: Annotated[int, typer.Option(min=1, max=20, help="Worst and median utterances shown of each scored set.")] = 3,
     title: Annotated[str, typer.Option(help="Of the page; default: the names of the runs.")] = "",
@@ -40,7 +40,7 @@ def serve(
     megabytes: Annotated[float, typer.Option(min=0.01, help="Largest upload.")] = 20.0,
     seconds: Annotated[float, typer.Option(min=1.0, help="Longest sound.")] = 60.0,
 ) -> None:
-    """Serve a page on this machine that transcribes a file or the microphone (the extra [serve])."""
+    """Serve a page on this machine that transcribes a file or the microphone; it needs the extra serve."""
     from speechssl.listener import Listener
 
     try:

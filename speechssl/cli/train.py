@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from speechssl.errors import UserError
+from speechssl.errors import REQUEUE, UserError
 
 Overrides = Annotated[
     list[str] | None,
@@ -28,6 +29,7 @@ def pretrain(
     overrides: Overrides = None,
 ) -> None:
     """Pretrain an encoder on unlabelled audio."""
+    _may_be_started_again()
     from speechssl.config import load
 
     config = load(preset, overrides or ()).override(data=_paths(train, valid))
@@ -52,6 +54,7 @@ def finetune(
     overrides: Overrides = None,
 ) -> None:
     """Fine-tune an encoder to transcribe or to tell speakers apart, from a run (--init) or random weights (--like)."""
+    _may_be_started_again()
     from speechssl.config import load, merge
 
     if (init is None) == (like is None):
@@ -169,6 +172,16 @@ def _source_config(path):
 
         return read_run(path)
     return read_config(find_checkpoint(path))
+
+
+def _may_be_started_again() -> None:
+    """A scheduler's signal before the first update finds nothing to save: leave at once, and ask for another start."""
+
+    def leave(number, frame) -> None:
+        raise SystemExit(REQUEUE)
+
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, leave)
 
 
 def _run(config, output: Path) -> None:

@@ -25,6 +25,7 @@ from speechssl.checkpoint import Checkpoint, load_checkpoint
 from speechssl.export.keymaps import ExportError
 from speechssl.export.output import refuse_to_overwrite
 from speechssl.nn.encoder import Encoder
+from speechssl.nn.exporting import plainly
 from speechssl.nn.lengths import zero_padding
 from speechssl.nn.norms import utterance_norm
 from speechssl.objectives.transcription import Transcription
@@ -101,13 +102,12 @@ def trace(path: Path) -> Traced:
     example = (torch.zeros(2, size), torch.tensor([size, size - 1]))
     free = {"waveforms": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, "lengths": {0: Dim.DYNAMIC}}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), plainly():
             program = torch.export.export(graph.eval(), example, dynamic_shapes=free, strict=False)
     except Exception as error:  # whatever the code of an objective outside speechssl makes torch say
-        name = type(objective).__name__
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        name, reason = type(objective).__name__, str(error).strip().partition("\n")[0].rstrip(".")
         raise ExportError(
-            f"{path}: the graph of its {name} cannot be made: {reason}; report it to its author."
+            f"{path}: no graph can be made of its {name}, which may use torch's operations alone: {reason}."
         ) from error
     for part in program.graph_module.modules():  # files that are given away name no folders of this machine
         for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():

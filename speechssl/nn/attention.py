@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from speechssl.nn.dropout import keep_mask
+from speechssl.nn.exporting import exporting
 
 
 def attend(
@@ -27,7 +28,7 @@ def attend(
         bias = bias.to(query.dtype)
     if query.device.type == "cpu" and not torch.compiler.is_compiling() and (dropout or query.dtype != torch.float32):
         return _Attention.apply(query, key, value, bias, keys, dropout, causal)
-    if bias is not None and torch.compiler.is_exporting():  # the fused kernel's layout would be part of the graph
+    if bias is not None and exporting():  # the fused kernel's layout would be part of the graph
         return _probabilities(query, key, bias, keys, causal) @ value
     mask = keys
     if bias is not None or (causal and keys is not None):  # the kernel takes a mask or a direction, not both

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.nn.convolve import ActivateThenConvolve, convolve
+from speechssl.nn.exporting import exporting
 from speechssl.nn.lengths import conv_lengths, zero_padding
 from speechssl.nn.norms import channel_norm, packed_norm, utterance_norm
 from speechssl.nn.packing import Packing, pack, unpack
@@ -76,7 +77,7 @@ class ConvStack(nn.Module):
         """Returns latents, zero behind an utterance's end, and their lengths (B,), or None when nothing is padded."""
         if not self.layers:
             return x, lengths
-        if torch.compiler.is_exporting():
+        if exporting():
             return self._padded(x, lengths)
         if lengths is not None or _products_are_faster(x):
             return self._on_rows(x, lengths)

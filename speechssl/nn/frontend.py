@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.nn.conv_stack import ConvStack
+from speechssl.nn.exporting import exporting
 from speechssl.nn.lengths import conv_lengths, receptive_field
 from speechssl.nn.norms import channel_norm
 
@@ -128,10 +129,9 @@ class LogMelEncoder(FeatureEncoder):
     def log_mel(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """(B, T) -> (B, N, num_bins), zero mean and unit variance per utterance and bin over its valid windows."""
         # A graph is made outside autocast, and cannot be read again with this inside.
-        exporting = torch.compiler.is_exporting()
-        single = contextlib.nullcontext() if exporting else torch.autocast(waveforms.device.type, enabled=False)
+        single = contextlib.nullcontext() if exporting() else torch.autocast(waveforms.device.type, enabled=False)
         with single, torch.no_grad():
-            power = self._convolved_power(waveforms) if exporting else self._power(waveforms.float())
+            power = self._convolved_power(waveforms) if exporting() else self._power(waveforms.float())
             mel = (power @ self.bank + 1e-6).log()
             lengths = None if lengths is None else conv_lengths(lengths, self.kernels[:1], self.strides[:1])
             ones = torch.ones_like(mel[0, 0])

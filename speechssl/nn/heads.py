@@ -25,7 +25,7 @@ class TokenHead(nn.Module):
     def forward(self, hidden: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Returns log probabilities (float32) and lengths (B,) in symbols."""
         logits = self.linear(self.dropout(hidden)).float()
-        logits = logits.reshape(len(logits), -1, self.vocab_size)
+        logits = logits.reshape(logits.shape[0], -1, self.vocab_size)
         return logits.log_softmax(-1), lengths * self.symbols_per_frame
 
 

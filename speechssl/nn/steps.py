@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from speechssl.nn.exporting import exporting
 
 
 def recurrent(layer: nn.GRU | nn.LSTM, x: Tensor) -> Tensor:
     """(B, F, C) -> (B, F, D) by a layer of one direction, from a state of zeros."""
-    if not torch.compiler.is_exporting():
+    if not exporting():
         return layer(x)[0]
     # torch would write a layer out frame by frame, for as many frames as the example has.
     from torch._higher_order_ops.scan import scan

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from speechssl.nn.attention import attend
 from speechssl.nn.dropout import Dropout
+from speechssl.nn.exporting import exporting
 from speechssl.nn.lengths import padding_mask, zero_padding
 from speechssl.nn.positions import PositionalConvolution, PositionalStack, PositionGate, RelativePositions
 
@@ -160,8 +161,7 @@ class Transformer(nn.Module):
         if not self.config.norm_first:
             x = self.norm(x)
         keys, packed, size = None, None, x.shape[1]
-        exporting = torch.compiler.is_exporting()  # a graph cannot hold the lengths of one batch
-        if lengths is not None and x.device.type == "cpu" and not exporting:  # end to end: nothing is done on padding
+        if lengths is not None and x.device.type == "cpu" and not exporting():  # end to end: nothing on padding
             packed = lengths.tolist()
             x = torch.cat([row[:n] for row, n in zip(x, packed, strict=True)])[None]  # (1, N, D)
         elif lengths is not None and not self.config.causal:  # no causal frame looks at the padding behind it

@@ -99,7 +99,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
     """The same for exponents: powers of ten, with round numbers between where there is room."""
     inside: list[float] = []
-    for factors in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+    for factors in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), range(1, 10)):
         found = (math.log10(f) + p for p in range(math.floor(low), math.ceil(high) + 1) for f in factors)
         inside = [value for value in found if low <= value <= high]
         if len(inside) > 2:

@@ -11,7 +11,7 @@ from speechssl.page.charts import COLOURS, Chart, Point, Series, draw, number
 from speechssl.page.runs import RunRecord
 
 OPTIMISER = {"gradient_norm": "gradient norm", "lr": "learning rate", "skipped": "updates skipped", "spikes": "spikes"}
-SPEED = {"audio_per_second": "seconds of audio per second", "wait": "share of the time spent waiting for data"}
+SPEED = {"audio_per_second": "seconds of audio per second", "wait": "share of time waiting for data"}
 UNSEEN = {"seconds", "hours", "unread"}  # summed up in the table of runs
 LOGARITHMIC = {"gradient_norm"}
 LINES = "line: training · dots: validation · dashes: chance"

@@ -50,6 +50,7 @@ def save_encoder(name: str, folder: Path) -> Encoder:
     config = parse(Config, plain, source="test")
     objective = build_objective(config).eval()
     shake(objective)
+    folder.mkdir(exist_ok=True)
     save_model(objective, config, folder)
     return objective.encoder
 

@@ -22,11 +22,12 @@ from random_models import (
 )
 from torch import nn
 
-from speechssl.checkpoint import load_checkpoint, load_encoder
+from speechssl.checkpoint import load_checkpoint
 from speechssl.export.fairseq import export_fairseq
 from speechssl.export.fairseq_read import parse_layers
 from speechssl.export.imports import import_weights
 from speechssl.export.keymaps import ExportError
+from speechssl.extract import load_encoder
 
 pytest.importorskip("transformers")
 

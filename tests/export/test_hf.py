@@ -24,12 +24,13 @@ from random_models import (
 from tiny_run import speech
 
 from speechssl.build import build_objective
-from speechssl.checkpoint import load_checkpoint, load_encoder, save_model
+from speechssl.checkpoint import load_checkpoint, save_model
 from speechssl.config import Config, parse
 from speechssl.data.tokens import Tokenizer
 from speechssl.export.hf import export_hf
 from speechssl.export.imports import import_weights
 from speechssl.export.keymaps import ExportError
+from speechssl.extract import load_encoder
 
 transformers = pytest.importorskip("transformers")
 

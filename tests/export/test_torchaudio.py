@@ -17,10 +17,11 @@ from random_models import (
     torchaudio_arguments,
 )
 
-from speechssl.checkpoint import load_checkpoint, load_encoder
+from speechssl.checkpoint import load_checkpoint
 from speechssl.export.imports import import_weights
 from speechssl.export.keymaps import ExportError
 from speechssl.export.torchaudio import export_torchaudio
+from speechssl.extract import load_encoder
 
 models = pytest.importorskip("torchaudio.models")
 

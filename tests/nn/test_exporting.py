@@ -10,6 +10,7 @@ from tiny import tiny_batch
 from torch import nn
 
 from speechssl.nn.attention import attend
+from speechssl.nn.exporting import exporting, plainly
 from speechssl.nn.frontend import LogMelConfig, LogMelEncoder
 from speechssl.nn.recurrent import RecurrentConfig
 from speechssl.nn.steps import _gru_step, _lstm_step
@@ -17,23 +18,18 @@ from speechssl.nn.steps import _gru_step, _lstm_step
 KINDS = {repr(make(name).encoder.config): name for name in reversed(CASES)}.values()
 
 
-@pytest.fixture
-def exporting(monkeypatch):
-    """From the call on, everything believes that a graph is being made."""
-    return lambda: monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
-
-
 @pytest.mark.parametrize("name", KINDS)
 @torch.no_grad()
-def test_encoders(name, exporting):
+def test_encoders(name):
     encoder = make(name).encoder.eval()
     if isinstance(encoder.config.context, RecurrentConfig):
         encoder.context.blocks = nn.ModuleList()  # see below
     shake(encoder)
     batch = tiny_batch(8000, 6000, 30, size=9000)
     quick = encoder(batch.waveforms, batch.lengths)
-    exporting()
-    plain = encoder(batch.waveforms, batch.lengths)
+    with plainly():
+        plain = encoder(batch.waveforms, batch.lengths)
+    assert not exporting()
     assert torch.equal(plain.lengths, quick.lengths)
     for row, count in enumerate(quick.lengths):
         torch.testing.assert_close(plain.hidden[row, :count], quick.hidden[row, :count], atol=1e-4, rtol=1e-4)
@@ -63,15 +59,11 @@ def test_powers_by_convolution_are_those_of_fourier(window, hop, samples):
     torch.testing.assert_close(encoder._convolved_power(waveforms), power, atol=1e-4 * float(power.max()), rtol=1e-4)
 
 
-def test_attention_with_a_bias(exporting):
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_with_a_bias(causal):
     query, key, value = torch.randn(3, 2, 4, 9, 8)
     bias, keys = torch.randn(2, 4, 9, 9), torch.arange(9)[None, None, None] < torch.tensor([9, 5])[:, None, None, None]
-    for causal in (False, True):
-        quick = attend(query, key, value, keys, 0.0, causal, bias)
-        torch.testing.assert_close(quick, _plain(exporting, query, key, value, keys, causal, bias))
-
-
-def _plain(exporting, *arguments):
-    exporting()
-    query, key, value, keys, causal, bias = arguments
-    return attend(query, key, value, keys, 0.0, causal, bias)
+    quick = attend(query, key, value, keys, 0.0, causal, bias)
+    with plainly():
+        plain = attend(query, key, value, keys, 0.0, causal, bias)
+    torch.testing.assert_close(plain, quick)

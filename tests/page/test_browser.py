@@ -43,6 +43,14 @@ def opened(browser):
     assert problems == []
 
 
+def until(page, expression: str, seconds: float = 20.0) -> None:
+    """Waits for an expression to become true. (Playwright's own way needs eval, which the page's policy forbids.)"""
+    deadline = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        assert time.monotonic() < deadline, expression
+        time.sleep(0.05)
+
+
 @pytest.fixture(scope="module")
 def address(demo) -> str:
     write_page([demo / "pretrain", demo / "tuned"], demo / "browser.html", each=2)
@@ -104,9 +112,9 @@ def test_a_legend_hides_a_run_and_brings_out_a_speaker(opened, address):
 def test_sound_plays_when_it_is_asked_for(opened, address):
     page = opened(address)
     strip = page.locator(".mask .strip").first
-    box = strip.bounding_box()
-    page.mouse.click(box["x"] + box["width"] * 0.5, box["y"] + 10)
-    page.wait_for_function("document.querySelector('.mask audio').currentTime > 0.2")
+    strip.scroll_into_view_if_needed()
+    strip.click(position={"x": 0.5 * strip.bounding_box()["width"], "y": 10})
+    until(page, "document.querySelector('.mask audio').currentTime > 0.2")
     assert page.locator(".mask .now").first.is_visible()
     assert page.evaluate("[...document.querySelectorAll('audio')].filter(a => !a.paused).length") <= 1
 
@@ -151,10 +159,10 @@ def test_the_server_transcribes_a_file_and_the_microphone(opened, demo, running)
     assert "speaker0" in page.locator(".answer table").inner_text()
     assert page.evaluate("document.querySelector('audio').paused")
     page.locator(".record").click()
-    page.wait_for_function("document.querySelector('[role=status]').textContent === 'Recording ...'")
+    until(page, "document.querySelector('[role=status]').textContent === 'Recording ...'")
     time.sleep(1)
     page.locator(".record").click()
-    page.wait_for_function("document.querySelector('[role=status]').textContent.endsWith('s heard.')")
+    until(page, "document.querySelector('[role=status]').textContent.endsWith('s heard.')")
 
 
 @pytest.fixture
@@ -192,4 +200,4 @@ def test_screenshots(opened, demo, address):
         page = opened(address, width=width, scheme=scheme)
         height = min(page.evaluate("document.documentElement.scrollHeight"), 12_000)
         page.set_viewport_size({"width": width, "height": height})
-        page.screenshot(path=Path(folder) / f"report-{name}.png")
+        page.screenshot(path=Path(folder) / f"report-{name}.jpg", quality=60)

@@ -44,6 +44,7 @@ def test_ticks_of_known_ranges():
     assert ticks(2.6, 5.5) == [3, 4, 5]
     assert [10**value for value in log_ticks(-2, 2)] == pytest.approx([0.01, 0.1, 1, 10, 100])
     assert [10**value for value in log_ticks(math.log10(2), math.log10(9))] == pytest.approx([2, 3, 5, 7])
+    assert [10**value for value in log_ticks(math.log10(3.2), math.log10(6.6))] == pytest.approx([4, 5, 6])
 
 
 @pytest.mark.parametrize(

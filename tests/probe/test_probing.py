@@ -10,10 +10,10 @@ from tiny_run import RATE, one_sentence
 from voices import command_line, make_voices, untrained
 
 from speechssl.batch import Batch
-from speechssl.checkpoint import load_encoder
 from speechssl.config import DataConfig
 from speechssl.data.audio import read_waveform
 from speechssl.data.manifest import Manifest, Utterance
+from speechssl.extract import load_encoder
 from speechssl.probe import features as of_features
 from speechssl.probe.features import encoder_source, extract, log_mel_source
 from speechssl.probe.probing import ProbeResult, Row, read_result

@@ -9,10 +9,10 @@ import soundfile
 import torch
 from tiny_run import RATE, make_corpus, speech, tiny_config, train_here
 
-from speechssl.checkpoint import load_encoder
 from speechssl.data.audio import read_waveform
 from speechssl.data.manifest import Manifest, Utterance
 from speechssl.errors import UserError
+from speechssl.extract import load_encoder
 from speechssl.nn.frontend import WaveformConfig
 from speechssl.nn.lengths import conv_lengths
 from speechssl.units import extract

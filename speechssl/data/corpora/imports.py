@@ -37,9 +37,9 @@ def read_fairseq(tsv: str | Path, *, root: str | Path | None = None) -> Corpus:
     candidates = []
     for number, (line, text) in enumerate(zip(lines[1:], texts, strict=True), 2):
         path, _, samples = line.partition("\t")
-        if not path or not samples.strip().isdecimal() or not int(samples):
+        if not path or not re.fullmatch(r"\s*0*[1-9][0-9]{0,14}\s*", samples):
             raise CorpusError(f"{tsv}, line {number}: {line[:80]!r} is not path<TAB>samples.")
-        packed = re.fullmatch(r"(.+):(\d+):(\d+)", path)
+        packed = re.fullmatch(r"(.+):([0-9]{1,15}):([0-9]{1,15})", path)
         file = packed[1] if packed else path
         span = (int(packed[2]), int(packed[3])) if packed else None
         name = path if packed else os.path.splitext(path)[0]
