@@ -29,11 +29,11 @@ class Tally:
             metric = Metric(metric.values * weight, metric.kind)
             self.metrics[name] = self.metrics[name] + metric if name in self.metrics else metric
 
-    def add_update(self, update: Tally) -> None:
-        """Adds the metrics of a whole update, but for those that are not finite: one of them would hide all others."""
-        for name, metric in update.metrics.items():
+    def add_finite(self, metrics: Mapping[str, Metric], *, weight: float = 1.0) -> None:
+        """As `add`, without what is not finite: one such micro-batch would hide all others of a line."""
+        for name, metric in metrics.items():
             finite = metric.values.isfinite().all()  # stays on the device
-            self.add({name: Metric(torch.where(finite, metric.values, 0.0), metric.kind)})
+            self.add({name: Metric(torch.where(finite, metric.values, 0.0), metric.kind)}, weight=weight)
 
     def reduce(self, accelerator) -> dict[str, float]:
         """One sum over the ranks, of all metrics side by side; then empties itself. The ranks must hold equal names."""

@@ -27,7 +27,7 @@ class Saver:
         self.folder, self.config, self.say, self.arguments = folder, config, say, arguments
         self.saved_at = time.monotonic()
         self._thread: threading.Thread | None = None
-        self._error: CheckpointError | None = None
+        self._error: Exception | None = None
         for path in folder.glob(".step-*.part"):  # what a killed process left
             shutil.rmtree(path, ignore_errors=True)
 
@@ -57,14 +57,17 @@ class Saver:
             self._join()
         if wait and self._error is not None:
             error, self._error = self._error, None
-            raise CheckpointError(f"{error} Then run the same command again to go on.")
+            full = isinstance(error, CheckpointError)
+            raise CheckpointError(f"{error} Then run the same command again to go on.") if full else error
 
     def settle(self) -> None:
         """Waits until nothing is being written, and says what went wrong."""
         self._join()
-        if self._error is not None:
-            self.say(f"warning: {self._error} The run goes on and tries again when the next save is due.")
-            self._error = None
+        error, self._error = self._error, None
+        if isinstance(error, CheckpointError):
+            self.say(f"warning: {error} The run goes on and tries again when the next save is due.")
+        elif error is not None:
+            raise error
 
     def _join(self) -> None:
         if self._thread is not None:
@@ -77,10 +80,10 @@ class Saver:
             if best is not None:
                 checkpoint.mark_best(self.folder, snapshot.step, self.config.train.best, best)
             checkpoint.prune(self.folder, self.config.train.keep)
-        except CheckpointError as error:
-            self._error = error
         except OSError as error:
-            self._error = CheckpointError(f"{self.folder}: {error}")
+            self._error = CheckpointError(f"{self.folder}: {error}.")
+        except Exception as error:  # a thread has nobody to raise to
+            self._error = error
 
 
 def _free_memory() -> float:

@@ -87,7 +87,7 @@ def update(run: Run, tally: Tally, clock: Clock) -> Asked:
     objective.train()
     objective.before_step(step)
     buffers = [buffer.clone() for buffer in objective.buffers()]
-    sums, measured = torch.zeros(2, device=accelerator.device), Tally()
+    sums = torch.zeros(2, device=accelerator.device)
     for round_ in range(feed.rounds):
         batch, weight = feed.next(round_)
         seed_everything(config.train.seed, step, feed.number(round_))
@@ -96,7 +96,7 @@ def update(run: Run, tally: Tally, clock: Clock) -> Asked:
             output = run.model(batch)
             accelerator.backward(output.loss * weight)
         sums += weight * torch.stack((output.num_targets, output.loss.detach()))
-        measured.add({"loss": Metric.mean(output.loss, output.num_targets), **output.metrics}, weight=weight)
+        tally.add_finite({"loss": Metric.mean(output.loss, output.num_targets), **output.metrics}, weight=weight)
         clock.seconds_of_audio += weight * batch.waveforms.shape[1] * len(batch.ids) / config.data.sample_rate
     (num_targets, loss), asked = agree(run, sums)
     for parameter in objective.frozen():
@@ -116,7 +116,6 @@ def update(run: Run, tally: Tally, clock: Clock) -> Asked:
     objective.after_step(state.step)
     for buffer, before in zip(objective.buffers(), buffers, strict=True):
         buffer.copy_(torch.where(finite, buffer, before))
-    tally.add_update(measured)
     run.gradients.note(step, finite, norm, places)
     clock.noted = {"gradient_norm": norm, "lr": rate}
     return asked if not run.gradients.stuck else Asked(end=run.gradients.error())

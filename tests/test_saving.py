@@ -166,6 +166,21 @@ def test_lines_that_the_disk_refuses_are_kept(corpus, tmp_path, monkeypatch, cap
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
 
 
+def test_what_nobody_thought_of_is_raised_where_somebody_hears_it(config, tmp_path, monkeypatch):
+    """And not in the thread, which has nobody to raise to."""
+
+    def save_file(named, path):
+        raise RuntimeError("some tensors share memory")
+
+    monkeypatch.setattr(stored, "save_file", save_file)
+    saver = Saver(tmp_path, config, print)
+    saver.save(state_at(config, 1))
+    with pytest.raises(RuntimeError, match="share memory"):
+        saver.settle()
+    with pytest.raises(RuntimeError, match="share memory"):
+        saver.save(state_at(config, 2), wait=True)
+
+
 # ------------------------------------------------------------------------------------------------------------- pruning
 
 

@@ -18,11 +18,9 @@ import os
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,82 +32,12 @@ import numpy as np
 import soundfile
 import torch
 from safetensors.torch import load_file
-from tiny_training import RATE, fork_training, make_corpus, tiny_config
+from tiny_training import RATE, UPDATES, Scene
 
 import speechssl.train  # noqa: F401  (the children find it imported)
-from speechssl.config import Config
 from speechssl.data import audio
 
 BEGIN, END = "<!-- faults: made by tools/faults.py -->", "<!-- /faults -->"
-UPDATES = 24
-
-
-class Scene:
-    """A corpus and a run of its own."""
-
-    def __init__(self, folder: Path):
-        self.corpus, self.run, self.log = folder / "corpus", folder / "run", folder / "log"
-        self.utterances = make_corpus(self.corpus)
-        self.children: list[int] = []
-
-    def config(self, *, train: dict | None = None, **parts) -> Config:
-        return tiny_config(self.corpus, train={"updates": UPDATES} | (train or {}), **parts)
-
-    def start(
-        self, config: Config | None = None, *, world: int = 1, prepare: Callable[[], None] = lambda: None
-    ) -> None:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-        config = config or self.config()
-        self.children = [
-            fork_training(config, self.run, self.log, world=world, rank=rank, port=port, prepare=prepare)
-            for rank in range(world)
-        ]
-
-    def until(self, step: int) -> None:
-        """Waits until an update is done, or the run has ended."""
-        while (
-            self.done() < step and os.waitid(os.P_PID, self.children[0], os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-        ):
-            time.sleep(0.001)
-
-    def done(self) -> int:
-        """Updates that the last start has told of."""
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        told = [line.split("/")[0].removeprefix("train ") for line in lines if line.startswith("train ")]
-        return int(told[-1]) if told else 0
-
-    def end(self) -> int:
-        """The exit status of the first process."""
-        status = os.waitstatus_to_exitcode(os.waitpid(self.children[0], 0)[1])
-        for other in self.children[1:]:
-            os.kill(other, signal.SIGKILL)
-            os.waitpid(other, 0)
-        return status
-
-    def saved(self) -> list[Path]:
-        return sorted((self.run / "checkpoints").glob("step-*"))
-
-    def said(self) -> str:
-        """The line that a person would look for, without this machine's paths."""
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        for mark in (
-            "error: ",
-            "Error: ",
-            "warning: ",
-            "collapsed",
-            "is skipped",
-            "damaged",
-            "left out: ",
-            "stopped after",
-        ):
-            found = [line for line in lines if mark in line]
-            if found:
-                return (
-                    found[-1].replace(f"{self.run}/", "").replace(f"{self.corpus}/", "").replace(str(self.run), "RUN")
-                )
-        return ""
 
 
 @dataclass(frozen=True)

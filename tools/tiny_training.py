@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from speechssl.config import Config, merge, parse
 from speechssl.data.manifest import Manifest, Utterance
 
 RATE = 16_000
+UPDATES = 24  # of a Scene
 PLAIN: dict = {
     "data": {"min_seconds": 0.3, "max_seconds": 0.9, "seconds_per_batch": 2.5, "workers": 0},
     "encoder": {
@@ -108,6 +111,74 @@ def fork_training(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+class Scene:
+    """A corpus and a run of its own."""
+
+    def __init__(self, folder: Path):
+        self.corpus, self.run, self.log = folder / "corpus", folder / "run", folder / "log"
+        self.utterances = make_corpus(self.corpus)
+        self.children: list[int] = []
+
+    def config(self, *, train: dict | None = None, **parts) -> Config:
+        return tiny_config(self.corpus, train={"updates": UPDATES} | (train or {}), **parts)
+
+    def start(
+        self, config: Config | None = None, *, world: int = 1, prepare: Callable[[], None] = lambda: None
+    ) -> None:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+        config = config or self.config()
+        self.children = [
+            fork_training(config, self.run, self.log, world=world, rank=rank, port=port, prepare=prepare)
+            for rank in range(world)
+        ]
+
+    def until(self, step: int) -> None:
+        """Waits until an update is done, or the run has ended."""
+        while (
+            self.done() < step and os.waitid(os.P_PID, self.children[0], os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        ):
+            time.sleep(0.001)
+
+    def done(self) -> int:
+        """Updates that the last start has told of."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        told = [line.split("/")[0].removeprefix("train ") for line in lines if line.startswith("train ")]
+        return int(told[-1]) if told else 0
+
+    def end(self) -> int:
+        """The exit status of the first process."""
+        status = os.waitstatus_to_exitcode(os.waitpid(self.children[0], 0)[1])
+        for other in self.children[1:]:
+            os.kill(other, signal.SIGKILL)
+            os.waitpid(other, 0)
+        return status
+
+    def saved(self) -> list[Path]:
+        return sorted((self.run / "checkpoints").glob("step-*"))
+
+    def said(self) -> str:
+        """The line that a person would look for, without this machine's paths."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        for mark in (
+            "error: ",
+            "Error: ",
+            "warning: ",
+            "collapsed",
+            "is skipped",
+            "damaged",
+            "left out: ",
+            "stopped after",
+        ):
+            found = [line for line in lines if mark in line]
+            if found:
+                return (
+                    found[-1].replace(f"{self.run}/", "").replace(f"{self.corpus}/", "").replace(str(self.run), "RUN")
+                )
+        return ""
 
 
 def _train(config: Config, folder: Path) -> int:
