@@ -231,7 +231,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 def _refuse_strange_code(config: Config, path: Path) -> None:
     """A checkpoint may come from anybody, and may name code to import. Raises CheckpointError."""
     module, colon, _ = str(config.objective.get("name")).partition(":")
-    if colon and module not in sys.modules and module != os.environ.get("SPEECHSSL_TRUST"):
+    known = module in sys.modules or module.startswith("speechssl.")
+    if colon and not known and module != os.environ.get("SPEECHSSL_TRUST"):
         raise CheckpointError(
             f"{path}: its objective is code outside speechssl, in the module '{module}'; if you trust it, set the "
             f"environment variable SPEECHSSL_TRUST={module}."

@@ -70,7 +70,8 @@ def run(tmp_path) -> Encoder:
 # -------------------------------------------------------------------------------------------------------- the encoder
 
 
-def test_one_line_to_an_encoder(run, tmp_path):
+def test_one_line_to_an_encoder(run, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "speechssl.export.bare")  # as in a process that has imported nothing else
     encoder = speechssl.load_encoder(tmp_path / "run")
     assert isinstance(encoder, Encoder)
     assert not encoder.training

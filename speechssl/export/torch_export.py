@@ -80,7 +80,8 @@ def export_program(path: Path, out: Path) -> None:
     """Writes a .pt2 file: the encoder, or all of a CTC model. Batch and time are free.
 
     Waveforms go in as they are, at the sample rate that `speechssl.json` inside the file says (torch.export.load gives
-    it as `extra_files`); normalisation is part of the graph.
+    it as `extra_files`); normalisation is part of the graph. A batch must be long enough for two frames; zeros behind
+    an utterance's end do no harm. The graph is the CPU's: `torch.export.passes.move_to_device_pass` makes another's.
 
     Raises:
         ExportError: the graph cannot be made, or `out` exists.
