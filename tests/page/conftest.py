@@ -58,7 +58,7 @@ def write_probe(path: Path) -> None:
     path.write_text(json.dumps({"made_by": "speechssl probe", **facts, "rows": rows}))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
     """Headless Chromium: SPEECHSSL_CHROMIUM, the system's, or playwright's own. Skips where there is none."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="browser tests need the extra [browser]")
