@@ -106,7 +106,8 @@ def update(run: Run, tally: Tally, clock: Clock) -> Asked:
     torch._foreach_mul_(gradients, accelerator.num_processes / num_targets.clamp(min=1.0))
     norm = accelerator.clip_grad_norm_(objective.parameters(), config.optim.clip or torch.inf)
     finite = torch.isfinite(norm) & torch.isfinite(loss)  # the same on all ranks; nobody waits for the device
-    state.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # as for a GradScaler: 1 leaves weights and moments as they are
+    # As for a GradScaler: 1 leaves weights and moments as they are.
+    state.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
     rate = learning_rate(config.optim, step, config.train.updates)
     set_learning_rate(run.optimizer, rate)
     run.optimizer.step()

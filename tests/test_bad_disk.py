@@ -1,46 +1,14 @@
 """Checkpoints that do not fit and disks that refuse, through the command line: one clear sentence, and nothing lost."""
 
 import sys
-from pathlib import Path
 
 import pytest
-import yaml
 from safetensors import SafetensorError
-from tiny_run import make_corpus, metrics, one_sentence, speechssl, tiny_config, tiny_plain, train_here
+from tiny_run import metrics, one_sentence
 
 from speechssl import stored
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-
-
-@pytest.fixture
-def command(capsys, monkeypatch):
-    """The command line in this process: status, stdout, stderr."""
-    return lambda *arguments: speechssl(capsys, monkeypatch, *arguments)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return make_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory, corpus) -> Path:
-    folder = tmp_path_factory.mktemp("pretrained") / "run"
-    train_here(tiny_config("wav2vec2", corpus, train={"updates": 1}), folder)
-    return folder
-
-
-@pytest.fixture
-def preset(corpus, tmp_path):
-    """Writes a preset of two updates and returns its path."""
-
-    def make(kind: str = "cpc", **parts) -> Path:
-        path = tmp_path / f"{kind}.yaml"
-        path.write_text(yaml.safe_dump(tiny_plain(kind, corpus, train={"updates": 2}, **parts)))
-        return path
-
-    return make
 
 
 def test_a_checkpoint_of_another_shape(command, corpus, preset, pretrained, tmp_path):

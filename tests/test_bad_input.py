@@ -11,51 +11,15 @@ import soundfile
 import yaml
 from tiny_run import (
     RATE,
-    make_corpus,
     metrics,
     one_sentence,
     speech,
-    speechssl,
-    tiny_config,
-    tiny_plain,
-    train_here,
 )
 
 from speechssl.data.manifest import Manifest, Utterance
 from speechssl.objectives import Objective
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-
-
-@pytest.fixture
-def command(capsys, monkeypatch):
-    """The command line in this process: status, stdout, stderr."""
-    return lambda *arguments: speechssl(capsys, monkeypatch, *arguments)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return make_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory, corpus) -> Path:
-    folder = tmp_path_factory.mktemp("pretrained") / "run"
-    train_here(tiny_config("wav2vec2", corpus, train={"updates": 1}), folder)
-    return folder
-
-
-@pytest.fixture
-def preset(corpus, tmp_path):
-    """Writes a preset of two updates and returns its path."""
-
-    def make(kind: str = "cpc", **parts) -> Path:
-        path = tmp_path / f"{kind}.yaml"
-        data = tiny_plain(kind, corpus, train={"updates": 2}, **parts)
-        path.write_text(yaml.safe_dump(data))
-        return path
-
-    return make
 
 
 def manifest_of(path: Path, utterances) -> Path:

@@ -4,19 +4,12 @@ import re
 import subprocess
 import sys
 
-import pytest
 import soundfile
 import yaml
-from tiny_run import RATE, ROOT, WORDS, make_corpus, one_sentence, speech, speechssl, tiny_plain
+from tiny_run import RATE, ROOT, WORDS, make_corpus, one_sentence, speech, tiny_plain
 
 from speechssl import cli
 from speechssl.config import presets
-
-
-@pytest.fixture
-def command(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    return lambda *arguments: speechssl(capsys, monkeypatch, *arguments)
 
 
 def test_help_of_every_verb(command):

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tiny_run import ROOT, make_corpus, metrics, tensors, tiny_config, tiny_plain, train_here
+from tiny_run import ROOT, metrics, tensors, tiny_config, tiny_plain, train_here
 
 from speechssl.build import build_objective
 from speechssl.data.batching import plan_epoch
@@ -26,11 +26,6 @@ PLAIN = {  # nothing random in it, so that two devices, or two kernels, can be c
     "objective": {"time_mask_start_prob": 0.0, "channel_mask_start_prob": 0.0, "freeze_encoder_updates": 0},
     "optim": {"eps": 1e-3},
 }
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return make_corpus(tmp_path_factory.mktemp("train"))
 
 
 def losses(folder) -> np.ndarray:

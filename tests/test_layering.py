@@ -18,18 +18,19 @@ LONGEST = 350  # lines; a file that passes it is two rooms
 LAYERS: dict[str, tuple[set[str], set[str] | None]] = {
     "errors": (set(), set()),
     "files": (set(), set()),
+    "device": ({"errors"}, {"torch"}),
     "config": ({"errors"}, {"pydantic", "yaml"}),
     "batch": (set(), {"torch"}),
     "nn": ({"nn"}, {"torch", "torchaudio"}),
     "data": ({"config", "batch", "errors", "data"}, None),
     "objectives": ({"nn", "batch", "errors", "objectives"}, None),
-    "units": ({"nn", "data", "checkpoint", "config", "errors", "units"}, None),
+    "units": ({"device", "nn", "data", "checkpoint", "config", "errors", "units"}, None),
     "probe": (
-        {"nn", "objectives", "data", "checkpoint", "build", "config", "batch", "errors", "probe"},
+        {"device", "nn", "objectives", "data", "checkpoint", "build", "config", "batch", "errors", "probe"},
         None,
     ),
     "speaker": (
-        {"nn", "objectives", "data", "checkpoint", "config", "batch", "errors", "probe", "speaker"},
+        {"device", "nn", "objectives", "data", "checkpoint", "config", "batch", "errors", "probe", "speaker"},
         None,
     ),
     "export": (
@@ -46,8 +47,8 @@ LAYERS: dict[str, tuple[set[str], set[str] | None]] = {
     ),
     "serve": ({"data", "errors", "listener", "page"}, None),
     "surprise": ({"data", "checkpoint", "errors"}, None),
-    "asr": ({"nn", "objectives", "data", "checkpoint", "batch", "errors", "asr"}, None),
-    "extract": ({"nn", "data", "checkpoint", "errors"}, None),
+    "asr": ({"device", "nn", "objectives", "data", "checkpoint", "batch", "errors", "asr"}, None),
+    "extract": ({"device", "nn", "data", "checkpoint", "errors"}, None),
 }
 SHARED_OBJECTIVES = {"speechssl.objectives", "speechssl.objectives.base", "speechssl.objectives.transcription"}
 SHARED_OBJECTIVES |= {"speechssl.objectives.log_mel", "speechssl.objectives.views"}

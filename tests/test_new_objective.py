@@ -52,4 +52,4 @@ def test_it_trains_from_the_command_line(energy, capsys, monkeypatch, tmp_path):
     assert status == 0, err
     losses = [line["loss"] for line in metrics(run) if line["split"] == "train"]
     assert len(losses) == 12
-    assert losses[-1] < losses[0]
+    assert 0 < losses[-1] < losses[0]

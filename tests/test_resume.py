@@ -9,21 +9,11 @@ import time
 
 import pytest
 import yaml
-from tiny_run import KINDS, ROOT, assert_same_bits, make_corpus, metrics, tiny_config, tiny_plain, train_here
+from tiny_run import KINDS, ROOT, assert_same_bits, metrics, tiny_config, tiny_plain, train_here
 
 from speechssl import checkpoint
 from speechssl import train as loop
 from speechssl.config import ConfigError, load, read_run
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return make_corpus(tmp_path_factory.mktemp("train"))
-
-
-@pytest.fixture(scope="module")
-def valid(tmp_path_factory):
-    return str(make_corpus(tmp_path_factory.mktemp("valid"), (0.6, 0.8, 1.1), name="valid").manifest)
 
 
 @pytest.mark.parametrize("kind", KINDS)

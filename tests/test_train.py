@@ -34,16 +34,6 @@ STEADY = {"optim": {"eps": 1e-3}}  # Adam blows up the last bits of gradients th
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return make_corpus(tmp_path_factory.mktemp("train"))
-
-
-@pytest.fixture(scope="module")
-def valid(tmp_path_factory):
-    return str(make_corpus(tmp_path_factory.mktemp("valid"), (0.6, 0.8, 1.1), name="valid").manifest)
-
-
-@pytest.fixture(scope="module")
 def eight(tmp_path_factory):
     """Eight utterances, no two of which fit into a micro-batch of 0.9 s."""
     return make_corpus(tmp_path_factory.mktemp("eight"), np.linspace(0.5, 0.9, 8).round(2).tolist())

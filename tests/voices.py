@@ -6,19 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from tiny_run import RATE, Corpus, speechssl, tiny_config
+from tiny_run import RATE, Corpus, tiny_config
 
 from speechssl.build import build_objective
 from speechssl.checkpoint import save_model
 from speechssl.data.manifest import Manifest, Utterance
 
 VOICES = ("anna", "boris", "chandra")
-
-
-def command_line(capsys, monkeypatch):
-    """The command line in this process, on a wide terminal."""
-    monkeypatch.setenv("COLUMNS", "200")
-    return lambda *arguments: speechssl(capsys, monkeypatch, *arguments)
 
 
 def voice(speaker: int, seed: int, seconds: float = 0.35) -> np.ndarray:

@@ -27,6 +27,7 @@ from speechssl.checkpoint import Checkpoint, load_checkpoint
 from speechssl.data.dataset import LoadedBatch, padded_batches
 from speechssl.data.manifest import Manifest, Utterance
 from speechssl.data.tokens import Tokenizer
+from speechssl.device import pick_device
 from speechssl.files import write_whole
 from speechssl.objectives.transcription import Transcription
 
@@ -91,7 +92,7 @@ def decode_manifest(
         raise DecodeError(
             f"{checkpoint_path}: was not fine-tuned, so it spells nothing; fine-tune it first (`speechssl finetune`)."
         )
-    model = Model(checkpoint, tokenizer, _device(device), precision, seconds_per_batch)
+    model = Model(checkpoint, tokenizer, pick_device(device), precision, seconds_per_batch)
     settings = _settings(checkpoint, decoding, tune_on, weights_from) | {
         "checkpoint": str(checkpoint_path),
         "manifest": str(manifest_path),
@@ -284,15 +285,6 @@ def _settings(
 def _asked_for(record: dict) -> dict:
     """What made a decoded file, without what came of it."""
     return {key: value for key, value in record.items() if key not in FOUND}
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError):  # torch says "not compiled with CUDA" by an assertion
-        raise DecodeError(f"device '{name}' is not there; leave --device out to take what there is.") from None
-    return device
 
 
 def _row(utterance: Utterance, tokenizer: Tokenizer) -> dict[str, Any]:

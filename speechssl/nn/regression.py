@@ -52,7 +52,7 @@ def normalize_patches(patches: Tensor, eps: float = 1e-6) -> Tensor:
     return (patches - mean) * torch.rsqrt(variance + eps)
 
 
-def variation(vectors: Tensor) -> Tensor:
+def squares_around_mean(vectors: Tensor) -> Tensor:
     """(N, D) -> the sum over rows and channels of the squared distance from the channel's mean, 0-d float32.
 
     Divided by N * D it is the mean variance of a channel: near 0 when all rows are equal, that is, after a collapse.

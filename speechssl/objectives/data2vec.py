@@ -18,7 +18,7 @@ from speechssl.nn.ema import Teacher, linear_decay
 from speechssl.nn.encoder import Encoder
 from speechssl.nn.lengths import full_lengths
 from speechssl.nn.masking import span_mask
-from speechssl.nn.regression import mean_of_layers, scaled_regression, variation
+from speechssl.nn.regression import mean_of_layers, scaled_regression, squares_around_mean
 from speechssl.nn.transformer import Transformer, unpack_frames
 from speechssl.objectives.base import LossOutput, MaskedFrames, Metric, Objective
 
@@ -123,8 +123,8 @@ class Data2Vec(Objective):
         energy, error = energies.sum(), errors.sum()
         metrics = {
             "explained": Metric.mean(energy - error, energy),  # share of the targets' squares; 0: as good as zeros
-            "target_variance": Metric.mean(variation(targets), targets.numel()),
-            "prediction_variance": Metric.mean(variation(predictions.detach()), predictions.numel()),
+            "target_variance": Metric.mean(squares_around_mean(targets), targets.numel()),
+            "prediction_variance": Metric.mean(squares_around_mean(predictions.detach()), predictions.numel()),
             "masked": Metric.mean(count, frames.sum()),
             "decay": Metric.mean(count * self.decay, count),
         }

@@ -35,7 +35,7 @@ class HuBERTConfig:
     logit_temperature: float = 0.1
     unmasked_weight: float = 0.0  # of the loss on frames that are seen; 0: they are not scored
     feature_penalty: float = 10.0  # on the mean square of the latents
-    feature_gradient: float = 0.1  # scale of the gradient into the feature encoder
+    feature_gradient: float = 0.1  # scale of the gradient into the feature encoder; 0: it stays as it is
 
     def __post_init__(self):
         if self.num_units < 2 or self.targets_per_frame < 1:
@@ -49,6 +49,8 @@ class HuBERT(Objective):
 
     def __init__(self, config: HuBERTConfig, encoder: Encoder):
         super().__init__(config, encoder)
+        if config.feature_gradient == 0:  # DDP would wait for gradients that never come
+            encoder.feature_encoder.requires_grad_(False)
         self.mask_embedding = nn.Parameter(torch.rand(encoder.dim))
         self.prediction = nn.Linear(encoder.dim, config.targets_per_frame * config.final_dim)
         self.unit_embeddings = nn.Parameter(torch.rand(config.num_units, config.final_dim))

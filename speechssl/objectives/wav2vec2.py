@@ -45,7 +45,7 @@ class Wav2Vec2Config:
     gumbel_decay: float = 0.999995
     diversity_weight: float = 0.1
     feature_penalty: float = 10.0  # on the mean square of the latents
-    feature_gradient: float = 0.1  # scale of the gradient into the feature encoder
+    feature_gradient: float = 0.1  # scale of the gradient into the feature encoder; 0: it stays as it is
     quantizer_dropout: float = 0.1  # of the latents that are quantized
 
     def __post_init__(self):
@@ -59,6 +59,8 @@ class Wav2Vec2(Objective):
 
     def __init__(self, config: Wav2Vec2Config, encoder: Encoder):
         super().__init__(config, encoder)
+        if config.feature_gradient == 0:  # DDP would wait for gradients that never come
+            encoder.feature_encoder.requires_grad_(False)
         self.mask_embedding = nn.Parameter(torch.rand(encoder.dim))
         self.quantizer = GumbelQuantizer(
             encoder.latent_dim,

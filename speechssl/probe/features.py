@@ -67,16 +67,6 @@ class Features:
         return Features(tuple(ids), {k: v[rows] for k, v in self.layers.items()}, self.problems)
 
 
-def pick_device(name: str | None) -> torch.device:
-    """The device of that name; None: a GPU where there is one. Raises FeatureError."""
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError):  # torch says "not compiled with CUDA" by an assertion
-        raise FeatureError(f"device '{name}' is not there; leave --device out to take what there is.") from None
-    return device
-
-
 def encoder_source(encoder: Encoder, hears: DataConfig, device: torch.device) -> Source:
     """Layers "0" (what enters the context network), "1", ... of an encoder, and "latents" (the feature encoder's)."""
     encoder = encoder.eval().to(device)

@@ -16,10 +16,11 @@ from speechssl.build import build_objective
 from speechssl.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from speechssl.config import Config
 from speechssl.data.manifest import Manifest
+from speechssl.device import pick_device
 from speechssl.errors import UserError
 from speechssl.files import write_whole
 from speechssl.probe.classify import Answer, Kind, classify, classify_layer_sum, wilson
-from speechssl.probe.features import Features, Source, encoder_source, extract, log_mel_source, pick_device
+from speechssl.probe.features import Features, Source, encoder_source, extract, log_mel_source
 from speechssl.probe.labels import check_same_classes, draw_in_all, draw_per_class, labels_of
 
 TRAINED, RANDOM, LOG_MEL = "trained", "random weights", "log-mel"

@@ -10,10 +10,11 @@ import numpy as np
 
 from speechssl.checkpoint import Checkpoint
 from speechssl.data.manifest import Manifest
+from speechssl.device import pick_device
 from speechssl.errors import UserError
 from speechssl.files import write_whole
 from speechssl.probe.classify import wilson
-from speechssl.probe.features import extract, pick_device
+from speechssl.probe.features import extract
 from speechssl.probe.labels import check_same_classes, labels_of
 from speechssl.speaker.embed import fine_tuned_source, speaker_names
 

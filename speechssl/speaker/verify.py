@@ -12,9 +12,10 @@ import numpy as np
 
 from speechssl.checkpoint import find_checkpoint, load_checkpoint
 from speechssl.data.manifest import Manifest
+from speechssl.device import pick_device
 from speechssl.errors import UserError
 from speechssl.files import write_whole
-from speechssl.probe.features import extract, pick_device
+from speechssl.probe.features import extract
 from speechssl.probe.probing import RANDOM
 from speechssl.speaker.embed import cosines, speaker_sources
 from speechssl.speaker.metrics import Detection, Estimate, estimate

@@ -26,6 +26,7 @@ from speechssl.data.arrays import growing_array
 from speechssl.data.audio import AudioError, read_waveform
 from speechssl.data.dataset import padded_batches
 from speechssl.data.manifest import Manifest, Utterance
+from speechssl.device import pick_device
 from speechssl.nn.encoder import Encoder
 from speechssl.units.features import (
     FeaturesError,
@@ -115,7 +116,7 @@ def extract_layer(
     """
     manifest = Manifest.read(manifest_path)
     checkpoint_path = find_checkpoint(checkpoint_path)
-    where = _device(device)
+    where = str(pick_device(device or str(PartialState().device)))
     config, encoder = _loaded(checkpoint_path, where)
     if not 0 <= layer <= encoder.num_layers:
         raise FeaturesError(f"{checkpoint_path}: has layers 0 to {encoder.num_layers}, and no layer {layer}.")
@@ -236,12 +237,3 @@ def _loaded(checkpoint_path: Path, device: str) -> tuple[DataConfig, Encoder]:
 
 def _too_short(utterance: Utterance) -> str:
     return f"{utterance.id}: too short for one frame ({utterance.seconds:.3f} s)."
-
-
-def _device(name: str | None) -> str:
-    try:
-        device = name or str(PartialState().device)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError):  # torch says "not compiled with CUDA" by an assertion
-        raise FeaturesError(f"device '{name}' is not there; leave --device out to take what there is.") from None
-    return device

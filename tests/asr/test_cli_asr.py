@@ -2,17 +2,10 @@
 
 import json
 
-import pytest
 from test_rescore import gpt2  # noqa: F401  (a fixture)
-from tiny_run import make_corpus, one_sentence, speechssl, tiny_config, train_here
+from tiny_run import make_corpus, one_sentence, tiny_config, train_here
 
 from speechssl.asr.ngram import Ngram
-
-
-@pytest.fixture
-def command(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    return lambda *arguments: speechssl(capsys, monkeypatch, *arguments)
 
 
 def test_from_text_to_a_comparison(command, tmp_path, gpt2):  # noqa: F811

@@ -7,6 +7,7 @@ from tiny_run import RATE, make_corpus, tiny_config, train_here
 
 from speechssl.asr.decode import DecodeError, decode_manifest
 from speechssl.data.manifest import Manifest, Utterance
+from speechssl.device import DeviceError
 
 LENGTHS = (0.5, 1.3, 0.7, 0.9, 0.45, 1.1)
 LOGMEL = {"feature_encoder": {"name": "logmel", "num_bins": 20, "dims": [16], "kernels": [3], "strides": [1]}}
@@ -76,5 +77,5 @@ def test_refusals(trained, tmp_path):
     (tmp_path / "mine.txt").write_text("Dear mother")
     with pytest.raises(DecodeError, match="was not made by `speechssl decode`"):
         decode_manifest(run, corpus.manifest, tmp_path / "mine.txt", device="cpu")
-    with pytest.raises(DecodeError, match="device 'cuda:77' is not there"):
+    with pytest.raises(DeviceError, match="device 'cuda:77' is not there"):
         decode_manifest(run, corpus.manifest, tmp_path / "texts.jsonl", device="cuda:77")

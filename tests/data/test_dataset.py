@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from tiny_run import RATE, make_corpus, speech
+from tiny_run import RATE, speech
 
 from speechssl.config import DataConfig
 from speechssl.data.batching import crop_start, plan_epoch
@@ -16,11 +16,6 @@ from speechssl.data.tokens import Tokenizer
 
 CROPPED = DataConfig(min_seconds=0.4, max_seconds=0.9, seconds_per_batch=3.0, workers=0)
 WHOLE = replace(CROPPED, crop=False, max_seconds=1.5)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,13 @@ from tiny import tiny_encoder, tiny_transformer
 from speechssl.nn.attention import attend
 from speechssl.nn.encoder import Encoder, EncoderConfig
 from speechssl.nn.frontend import WaveformConfig
-from speechssl.nn.positions import PositionalConvolution, PositionalStack, PositionGate, RelativePositions
+from speechssl.nn.positions import (
+    PositionalConvolution,
+    PositionalStack,
+    PositionGate,
+    RelativePositions,
+    same_convolution,
+)
 from speechssl.nn.transformer import Transformer, TransformerConfig
 
 DIMS, DIM, LAYERS, HEADS, FFN, KERNEL, GROUPS = (32,) * 7, 48, 3, 4, 64, 16, 4
@@ -241,3 +247,29 @@ def test_impossible_numbers():
         tiny_transformer(position_layers=0)
     with pytest.raises(ValueError, match="relative_buckets must be 0"):
         tiny_transformer(relative_buckets=64, relative_distance=16)
+
+
+@pytest.mark.parametrize("kernel", [32, 63, 128])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("frames", [1, 40, 64, 150])
+def test_long_kernels_are_the_same_convolution(kernel, causal, frames):
+    """Values and gradients of the product of spectra, which only kernels of 32 taps and more take."""
+    torch.manual_seed(1)
+    x, bias = torch.randn(2, frames, 8, requires_grad=True), torch.randn(8, requires_grad=True)
+    weight = torch.randn(8, 2, kernel, requires_grad=True)
+    behind = kernel - 1 if causal else kernel // 2
+    padded = torch.nn.functional.pad(x.transpose(1, 2), (behind, kernel - 1 - behind))
+    expected = torch.nn.functional.conv1d(padded, weight, bias, groups=4).transpose(1, 2)
+    made = same_convolution(x, weight, bias, 4, causal)
+    close = {"atol": 2e-5 * kernel**0.5, "rtol": 1e-4}
+    torch.testing.assert_close(made, expected, **close)
+    gradient = torch.randn_like(expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(made, (x, weight, bias), gradient),
+        torch.autograd.grad(expected, (x, weight, bias), gradient),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, **close)
+    half = same_convolution(x.bfloat16(), weight.bfloat16(), bias.bfloat16(), 4, causal)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), expected, atol=0.3, rtol=0.05)

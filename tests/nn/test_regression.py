@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from speechssl.nn.regression import mean_of_layers, normalize_patches, scaled_regression, variation
+from speechssl.nn.regression import mean_of_layers, normalize_patches, scaled_regression, squares_around_mean
 
 
 def test_mean_of_layers_against_loops():
@@ -57,7 +57,7 @@ def test_patches_have_no_loudness():
 
 def test_variation_is_the_variance_of_each_channel():
     vectors = torch.randn(20, 6) * 3 + 10
-    assert float(variation(vectors)) / vectors.numel() == pytest.approx(
+    assert float(squares_around_mean(vectors)) / vectors.numel() == pytest.approx(
         float(vectors.var(0, correction=0).mean()), rel=1e-4
     )
-    assert variation(torch.ones(5, 3)) == variation(torch.ones(0, 3)) == 0
+    assert squares_around_mean(torch.ones(5, 3)) == squares_around_mean(torch.ones(0, 3)) == 0

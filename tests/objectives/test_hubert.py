@@ -257,3 +257,11 @@ def test_a_run_without_input_is_named():
         (output.loss / output.num_targets).backward()
         optimizer.step()
     assert objective.diagnose({name: metric.result() for name, metric in output.metrics.items()})
+
+
+def test_at_scale_0_the_feature_encoder_stays():
+    """It must not count as trainable: on several processes its gradients would be waited for."""
+    objective = model(feature_gradient=0.0)
+    assert not any(p.requires_grad for p in objective.encoder.feature_encoder.parameters())
+    objective(with_units(objective, 3000)).loss.backward()
+    assert all(p.grad is not None for p in objective.parameters() if p.requires_grad)

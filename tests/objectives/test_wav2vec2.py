@@ -218,3 +218,11 @@ def test_hard_negatives_against_loops():
             assert (hard[b, m] != m).all()
     with pytest.raises(ValueError, match="hard_pool must be 0 or more"):
         Wav2Vec2Config(hard_pool=-1)
+
+
+def test_at_scale_0_the_feature_encoder_stays():
+    """It must not count as trainable: on several processes its gradients would be waited for."""
+    objective = model(feature_gradient=0.0)
+    assert not any(p.requires_grad for p in objective.encoder.feature_encoder.parameters())
+    objective(tiny_batch(3000)).loss.backward()
+    assert all(p.grad is not None for p in objective.parameters() if p.requires_grad)

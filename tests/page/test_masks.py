@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_run import make_corpus, tiny_config
+from tiny_run import tiny_config
 
 from speechssl.build import build_objective, seed_everything
 from speechssl.data.dataset import SpeechDataset
@@ -11,11 +11,6 @@ from speechssl.data.units import Units
 from speechssl.page.masks import _bars, _spans
 
 KINDS = ("wav2vec2", "hubert", "wavlm", "best_rq", "data2vec", "masked_autoencoder")
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

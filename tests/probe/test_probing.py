@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import tiny_encoder
 from tiny_run import RATE, one_sentence
-from voices import command_line, make_voices, untrained
+from voices import make_voices, untrained
 
 from speechssl.batch import Batch
 from speechssl.config import DataConfig
@@ -28,11 +28,6 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("voices")
     train, test = make_voices(folder, 6), make_voices(folder, 4, name="test", first=50)
     return train, test, untrained("wav2vec2", folder / "run", train)
-
-
-@pytest.fixture
-def command(capsys, monkeypatch):
-    return command_line(capsys, monkeypatch)
 
 
 # ------------------------------------------------------------------------------------------------------------ features

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from tiny_run import one_sentence
-from voices import VOICES, command_line, make_voices, untrained
+from voices import VOICES, make_voices, untrained
 
 from speechssl.data.manifest import Manifest
 from speechssl.speaker.embed import cosines
@@ -34,9 +34,8 @@ def fine_tuned(data, tmp_path_factory):
 
 
 @pytest.fixture
-def command(capsys, monkeypatch):
-    call = command_line(capsys, monkeypatch)
-    return lambda *arguments: call("speaker", *arguments)
+def speaker(command):
+    return lambda *arguments: command("speaker", *arguments)
 
 
 def test_cosines_are_of_standardised_features():
@@ -48,10 +47,10 @@ def test_cosines_are_of_standardised_features():
     assert found[1] == pytest.approx(1.0)
 
 
-def test_identify_with_a_frozen_encoder(command, data, encoder, tmp_path):
+def test_identify_with_a_frozen_encoder(speaker, data, encoder, tmp_path):
     train, test, _ = data
     arguments = ["identify", encoder, "--train", train, "--test", test, "-o", tmp_path, "--random-seeds", 0]
-    status, out, err = command(*arguments, "--labels-per-speaker", "1,2", "--labels-in-all", "5", "--draws", 1)
+    status, out, err = speaker(*arguments, "--labels-per-speaker", "1,2", "--labels-in-all", "5", "--draws", 1)
     assert status == 0, err
     rows = json.loads((tmp_path / "speaker.json").read_text())["rows"]
     assert {row["labels"] for row in rows} == {"all", "1 per class", "2 per class", "5 in all"}
@@ -59,13 +58,13 @@ def test_identify_with_a_frozen_encoder(command, data, encoder, tmp_path):
     assert known["all"] == 1.0
     assert min(known.values()) > 0.5
     assert "12 test utterances, 3 classes" in out
-    assert "give --train" in one_sentence(command("identify", encoder, "--test", test, "-o", tmp_path))
+    assert "give --train" in one_sentence(speaker("identify", encoder, "--test", test, "-o", tmp_path))
 
 
-def test_identify_with_a_fine_tuned_model(command, data, fine_tuned, tmp_path):
+def test_identify_with_a_fine_tuned_model(speaker, data, fine_tuned, tmp_path):
     train, test, _ = data
     arguments = ["identify", fine_tuned, "--test", test, "-o", tmp_path]
-    status, out, err = command(*arguments)
+    status, out, err = speaker(*arguments)
     assert status == 0, err
     record = json.loads((tmp_path / "identification.json").read_text())
     lines = [line.split("\t") for line in (tmp_path / "answers.tsv").read_text().splitlines()[1:]]
@@ -75,12 +74,12 @@ def test_identify_with_a_fine_tuned_model(command, data, fine_tuned, tmp_path):
     assert record["accuracy"] == pytest.approx(right / 12)
     assert record["low"] < record["accuracy"] < record["high"]
     assert f"{100 * right / 12:.1f}% right" in out
-    assert "leave out --train" in one_sentence(command(*arguments, "--train", train))
+    assert "leave out --train" in one_sentence(speaker(*arguments, "--train", train))
     strange = tmp_path / "strange.jsonl"
     manifest = Manifest.read(test)
     lines = [json.dumps({"id": u.id, "audio": u.audio, "num_samples": 10, "sample_rate": 16000}) for u in manifest]
     strange.write_text("\n".join(line[:-1] + ', "speaker": "eve"}' for line in lines))
-    sentence = one_sentence(command("identify", fine_tuned, "--test", strange, "-o", tmp_path))
+    sentence = one_sentence(speaker("identify", fine_tuned, "--test", strange, "-o", tmp_path))
     assert "12 test utterances have labels that training does not: eve" in sentence
 
 
@@ -100,12 +99,12 @@ def test_a_fine_tuned_model_answers_by_its_own_names(data, fine_tuned, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["frozen", "fine-tuned"])
-def test_verify(command, data, encoder, fine_tuned, tmp_path, kind):
+def test_verify(speaker, data, encoder, fine_tuned, tmp_path, kind):
     train, test, trials = data
     run = encoder if kind == "frozen" else fine_tuned
     arguments = ["verify", run, "--trials", trials, "--test", test, "--train", train, "-o", tmp_path]
     arguments += ["--random-seeds", 1, "--samples", 100]
-    status, out, err = command(*arguments)
+    status, out, err = speaker(*arguments)
     assert status == 0, err
     record = json.loads((tmp_path / "verification.json").read_text())
     layers = {(row["features"], row["layer"]) for row in record["rows"]}
@@ -125,18 +124,18 @@ def test_verify(command, data, encoder, fine_tuned, tmp_path, kind):
     assert again.eer() == pytest.approx(known["measures"]["eer"]["value"], abs=1e-6)
     assert "minDCF 0.01" in out
     assert "66 trials, 18 of them by one speaker; 3 speakers" in out
-    assert command(*arguments)[0] == 0  # once more, over its own
+    assert speaker(*arguments)[0] == 0  # once more, over its own
 
 
-def test_what_verify_refuses(command, data, encoder, tmp_path):
+def test_what_verify_refuses(speaker, data, encoder, tmp_path):
     train, test, trials = data
     common = ["verify", encoder, "--test", test, "--train", train, "-o", tmp_path, "--random-seeds", 0]
-    assert "no such list of trials" in one_sentence(command(*common, "--trials", tmp_path / "none.txt"))
+    assert "no such list of trials" in one_sentence(speaker(*common, "--trials", tmp_path / "none.txt"))
     (tmp_path / "bad.txt").write_text("1 a b\n")
-    assert "the manifest has no utterance 'a'" in one_sentence(command(*common, "--trials", tmp_path / "bad.txt"))
-    assert "shares between 0 and 1" in one_sentence(command(*common, "--trials", trials, "--p-target", "2"))
+    assert "the manifest has no utterance 'a'" in one_sentence(speaker(*common, "--trials", tmp_path / "bad.txt"))
+    assert "shares between 0 and 1" in one_sentence(speaker(*common, "--trials", trials, "--p-target", "2"))
     (tmp_path / "verification.json").write_text("[]")
-    assert "was not made by this command" in one_sentence(command(*common, "--trials", trials))
+    assert "was not made by this command" in one_sentence(speaker(*common, "--trials", trials))
 
 
 def test_the_layer_is_chosen_by_training_utterances():

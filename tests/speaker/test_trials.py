@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_run import one_sentence
-from voices import command_line, make_voices
+from voices import make_voices
 
 from speechssl.data.manifest import Manifest, Utterance
 from speechssl.speaker.split import SplitError, take
@@ -91,21 +91,19 @@ def test_take():
             take(manifest, **numbers)
 
 
-def test_verbs(tmp_path, capsys, monkeypatch):
-    call = command_line(capsys, monkeypatch)
-
-    def command(*arguments):
-        return call("speaker", *arguments)
+def test_verbs(tmp_path, command):
+    def speaker(*arguments):
+        return command("speaker", *arguments)
 
     manifest, parts = make_voices(tmp_path, 4), [tmp_path / "test.jsonl", tmp_path / "train.part.jsonl"]
     split = ["split", manifest, "--taken", parts[0], "--rest", parts[1]]
-    assert command(*split, "--per-class", 1)[0] == 0
+    assert speaker(*split, "--per-class", 1)[0] == 0
     assert [len(Manifest.read(path)) for path in parts] == [3, 9]
-    assert command(*split, "--per-class", 1)[0] == 0  # once more: the same
-    assert "exists and holds other utterances" in one_sentence(command(*split, "--per-class", 2))
+    assert speaker(*split, "--per-class", 1)[0] == 0  # once more: the same
+    assert "exists and holds other utterances" in one_sentence(speaker(*split, "--per-class", 2))
     trials = ["trials", parts[1], "-o", tmp_path / "trials.txt"]
-    status, out, _ = command(*trials)
+    status, out, _ = speaker(*trials)
     assert status == 0
     assert "9 pairs of one speaker, 27 of two" in out
-    assert "exists and holds other trials" in one_sentence(command(*trials, "--most", 5))
+    assert "exists and holds other trials" in one_sentence(speaker(*trials, "--most", 5))
     assert len((tmp_path / "trials.txt").read_text().splitlines()) == 36

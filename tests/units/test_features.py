@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from tiny_run import RATE, make_corpus, speech, tiny_config, train_here
+from tiny_run import RATE, speech, tiny_config, train_here
 
 from speechssl.data.audio import read_waveform
 from speechssl.data.manifest import Manifest, Utterance
+from speechssl.device import DeviceError
 from speechssl.errors import UserError
 from speechssl.extract import load_encoder
 from speechssl.nn.frontend import WaveformConfig
@@ -29,11 +30,6 @@ from speechssl.units.features import (
 
 SHARDS = {"shard_hours": 2 / 3600, "jobs": 1}  # two seconds
 NUM_SHARDS = 6  # of `corpus`
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +137,7 @@ def test_there_is_no_such_layer(corpus, checkpoint, tmp_path):
     for layer in (-1, 3):
         with pytest.raises(FeaturesError, match=f"has layers 0 to 2, and no layer {layer}"):
             extract_layer(checkpoint, layer, corpus.manifest, tmp_path / "layer", **SHARDS)
-    with pytest.raises(FeaturesError, match="device 'tpu' is not there"):
+    with pytest.raises(DeviceError, match="device 'tpu' is not there"):
         extract_layer(checkpoint, 1, corpus.manifest, tmp_path / "layer", **SHARDS, device="tpu")
 
 

@@ -1,0 +1,21 @@
+"""Where a verb computes."""
+
+from __future__ import annotations
+
+import torch
+
+from speechssl.errors import UserError
+
+
+class DeviceError(UserError):
+    """A device that is not there."""
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device of that name; None: a GPU where there is one. Raises DeviceError."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):  # torch says "not compiled with CUDA" by an assertion
+        raise DeviceError(f"device '{name}' is not there; leave --device out to take what there is.") from None
+    return device
