@@ -122,7 +122,8 @@ def probe(plan: Plan, encoder: Path, what: str, label: str, manifests: tuple[Pat
     folder = encoder.parent / what
     if not list(folder.glob("*.json")):
         train, test = manifests
-        run("probe", encoder, "--train", train, "--test", test, "-o", folder, "--label", label, "--random-seeds", 1)
+        files = ["--train", train, "--test", test, "-o", folder]
+        run("probe", encoder, *files, "--label", label, "--no-hidden", "--random-seeds", 1)
 
 
 def table(plan: Plan, names: list[str]) -> str:
