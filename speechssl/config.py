@@ -94,7 +94,7 @@ class TrainConfig:
 
     updates: int = 400_000
     seconds_per_update: float = 5600.0  # audio in one optimiser update, over all processes and micro-batches
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the device has it, else fp32
     seed: int = 1
     log_every: int = 50
     valid_every: int = 2500

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    parse_flag_from_env,
+)
 
 from speechssl import checkpoint
 from speechssl.build import build_objective
@@ -19,6 +24,7 @@ from speechssl.data.dataset import SpeechDataset
 from speechssl.data.manifest import Manifest, ManifestError, Utterance
 from speechssl.data.tokens import Tokenizer
 from speechssl.data.units import Units
+from speechssl.device import native_precision
 from speechssl.feed import Feed
 from speechssl.objectives import Objective
 from speechssl.optim import build_optimizer
@@ -64,6 +70,7 @@ def start(config: Config, folder: Path) -> Run:
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     memory = keep_memory_pages()
+    config = _settled(config, folder)
     accelerator = _accelerator(config, folder)
     tokenizer = Tokenizer.read(config.data.vocabulary) if config.data.vocabulary else None
     objective = build_objective(config)
@@ -105,6 +112,18 @@ def start(config: Config, folder: Path) -> Run:
         if sentence:
             report.say(sentence)
     return run
+
+
+def _settled(config: Config, folder: Path) -> Config:
+    """`config` with the precision that "auto" stands for: of this device, or of the run that goes on."""
+    if config.train.precision != "auto":
+        return config
+    if (folder / "config.yaml").exists():
+        precision = read_run(folder).train.precision
+    else:
+        on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+        precision = native_precision("cuda" if on_gpu else "cpu")
+    return config.override(train={"precision": precision})
 
 
 def _accelerator(config: Config, folder: Path) -> Accelerator:

@@ -13,6 +13,7 @@ import torch
 from speechssl.bench.step import Case, gemm_limit, run_apart
 from speechssl.build import without_corpus
 from speechssl.config import Config, load, plain, read_run
+from speechssl.device import native_precision
 from speechssl.errors import UserError
 
 # How the peer is started: as it installs, or with a glibc that keeps its pages, which our runs set for themselves.
@@ -88,7 +89,10 @@ def markdown(case: Case, results: dict[str, dict[str, float]], limit: float) -> 
 
 def read_preset(preset: str, overrides: list[str]) -> Config:
     """A preset, .yaml file or run folder; what its objective needs of a corpus is made up."""
-    return without_corpus(read_run(preset) if (Path(preset) / "config.yaml").is_file() else load(preset, overrides))
+    config = read_run(preset) if (Path(preset) / "config.yaml").is_file() else load(preset, overrides)
+    if config.train.precision == "auto":
+        config = config.override(train={"precision": native_precision("cuda" if has_gpu() else "cpu")})
+    return without_corpus(config)
 
 
 def case_of(config: Config, seconds: tuple[float, ...], precision: str, steps: int, threads: int) -> Case:
