@@ -57,7 +57,7 @@ tune() {   # PRESET --init RUN | --like RUN [KEY=VALUE ...]
     --vocabulary "$tuned/vocabulary.json" -o "$tuned/$system" "${@:4}"
 }
 warm_preset= warm=()   # a preset pretrained first
-pretrain_numbers=()    # KEY=VALUE ...
+warm_numbers=() pretrain_numbers=()    # KEY=VALUE ... of the two
 source "$conf"   # which corpora, presets and systems: variables and functions for the stages below
 [ -z "$dev_manifest" ] || validate=(--valid "$dev_manifest")
 
@@ -69,7 +69,8 @@ if stage_is_due 4 "vocabulary"; then
 fi
 if stage_is_due 5 "pretrain"; then
   if [ -n "$warm_preset" ]; then   # its convolutions are where the encoder starts
-    run $launch speechssl pretrain --preset "$warm_preset" --train "$pretrain_manifest" "${validate[@]}" -o "$exp/warm"
+    run $launch speechssl pretrain --preset "$warm_preset" --train "$pretrain_manifest" "${validate[@]}" -o "$exp/warm" \
+      "${warm_numbers[@]}"
     warm=(--init "$exp/warm")
   fi
   run $launch speechssl pretrain --preset "$pretrain_preset" --train "$pretrain_manifest" "${validate[@]}" \
