@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from speechssl.batch import Batch
 from speechssl.nn.encoder import Encoder
+from speechssl.nn.frozen import FrozenLayers
 from speechssl.nn.heads import BiGRU, LayerSum, TokenHead
 from speechssl.nn.lengths import full_lengths
 from speechssl.objectives.transcription import Transcription
@@ -40,6 +41,8 @@ class CTCProbe(Transcription):
     def __init__(self, config: CTCProbeConfig, encoder: Encoder):
         super().__init__(config, encoder)
         encoder.requires_grad_(False)
+        self.frozen_layers = FrozenLayers(encoder)
+        self.register_load_state_dict_post_hook(lambda module, keys: module.frozen_layers.forget())
         self.layer_sum = LayerSum(encoder.num_alike)
         self.dropout = nn.Dropout(config.dropout)
         self.recurrent = BiGRU(encoder.dim, config.dim)
@@ -52,8 +55,11 @@ class CTCProbe(Transcription):
 
     def log_probs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log probabilities (B, F * symbols_per_frame, V) and their lengths (B,)."""
-        with torch.no_grad():
-            output = self.encoder(batch.waveforms, batch.lengths_or_none)
-        frames = full_lengths(output.hidden, output.lengths)
-        mixed = self.dropout(self.layer_sum(output.layers[-self.encoder.num_alike :]))
+        if self.training:  # utterances come again: each is encoded once
+            layers, frames = self.frozen_layers(batch.waveforms, batch.lengths_or_none)
+        else:
+            with torch.no_grad():
+                output = self.encoder(batch.waveforms, batch.lengths_or_none)
+            layers, frames = output.layers[-self.encoder.num_alike :], full_lengths(output.hidden, output.lengths)
+        mixed = self.dropout(self.layer_sum(layers))
         return self.head(self.recurrent(mixed, frames), frames)

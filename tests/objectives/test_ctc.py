@@ -125,6 +125,20 @@ def test_the_probe_leaves_its_encoder_alone():
     assert len(objective.layer_sum.weights) == encoder.num_layers + 1
 
 
+def test_the_probe_runs_its_encoder_once_until_other_weights_come(monkeypatch):
+    encoder = tiny_encoder("group")
+    objective = CTCProbe(CTCProbeConfig(vocab_size=VOCAB, dim=8, dropout=0.0), encoder).train()
+    batch, calls = batch_of_three(), []
+    monkeypatch.setattr(encoder, "forward", lambda *a, plain=encoder.forward: calls.append(1) or plain(*a))
+    first = objective(batch).loss
+    assert torch.equal(objective(batch).loss, first)
+    assert len(calls) == 3
+    other = {name: value * 1.5 for name, value in objective.state_dict().items()}
+    objective.load_state_dict(other)
+    assert not torch.equal(objective(batch).loss, first)
+    assert len(calls) == 6
+
+
 # ---------------------------------------------------------------------------------------------------------- error rates
 
 
