@@ -5,28 +5,44 @@
         --speakers an4-speakers-train.jsonl an4-speakers-test.jsonl --words fsdd-train.jsonl fsdd-test.jsonl
 
 Stop it at any time and run it again: what is done is not done twice. `exp/compare/table.md` grows with every answer.
-Equal compute means equal minutes on this machine: each preset's step is timed first, and its updates follow. The
-learning rate's schedule fits them. Random weights of the same architecture stand beside every encoder.
+An objective that fails is named at the end, and the others go on. Equal compute means equal minutes on this machine:
+each preset's step is timed first, and its updates follow. The learning rate's schedule fits them. `wav2vec2` starts
+from the convolutions of `cpc`, and `hubert-2` learns units of a layer of `hubert`: their minutes come on top of those.
+
+Random weights of the same architecture stand beside every encoder: with the encoder frozen, and, as `scratch`, with all
+of it fine-tuned. Objectives that share an architecture share these, in `exp/compare/random`. The row `log-mel` is the
+frozen set-up without an encoder.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import hashlib
 import json
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-PRESETS = ["cpc", "wav2vec", "wav2vec2", "wav2vec2-tiny-mel", "apc", "vq-apc", "hubert", "wavlm", "data2vec"]
-PRESETS += ["best-rq", "masked-spectrogram", "masked-autoencoder", "autoencoder", "simclr", "moco", "byol"]
+from speechssl.errors import REQUEUE, UserError
+from speechssl.files import write_whole
+
+PRESETS = ["cpc", "wav2vec", "wav2vec2", "wav2vec2-tiny-mel", "apc", "vq-apc", "hubert", "hubert-2", "wavlm"]
+PRESETS += ["data2vec", "best-rq", "masked-spectrogram", "masked-autoencoder", "autoencoder", "simclr", "moco", "byol"]
 PRESETS += ["barlow-twins", "temporal-order"]
-COLUMNS = ["objective", "hours heard", "updates", "frozen WER %", "random, frozen WER %", "fine-tuned WER %"]
+LOG_MEL = "log-mel"  # no pretext task: log-mel in place of an encoder
+COLUMNS = ["objective", "minutes", "hours heard", "updates", "frozen WER %", "random, frozen WER %"]
+COLUMNS += ["fine-tuned WER %", "scratch WER %"]
 COLUMNS += ["speaker %", "random speaker %", "log-mel speaker %", "word %", "random word %", "log-mel word %"]
+HUBERT_2 = {"layer": 3, "units": 200}  # of the first iteration's four layers, and how many clusters of it
 
 
 @dataclass(frozen=True)
@@ -46,13 +62,34 @@ class Plan:
     tune_updates: int
 
 
+class Failed(Exception):
+    """A verb did not do its work; it has said why."""
+
+
 def run(*arguments: Any) -> None:
-    """One verb, echoed; its output goes to the console. Ends the script if it fails."""
+    """One verb, echoed; its output goes to the console. It is stopped with this script. Raises Failed."""
     words = [str(a) for a in arguments]
     print(f"+ speechssl {shlex.join(words)}", flush=True)
-    status = subprocess.run([sys.executable, "-m", "speechssl", *words], check=False).returncode
+    process = subprocess.Popen([sys.executable, "-m", "speechssl", *words])
+    try:
+        status = process.wait()
+    except BaseException:
+        process.terminate()  # training saves before it leaves
+        process.wait()
+        raise
+    if status == REQUEUE:
+        raise SystemExit(REQUEUE)
     if status:
-        raise SystemExit(status)
+        raise Failed(f"status {status} from: speechssl {shlex.join(words)}")
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Lets another run of this script wait for what it shares with this one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def updates_for(plan: Plan, preset: str, folder: Path) -> int:
@@ -67,46 +104,91 @@ def updates_for(plan: Plan, preset: str, folder: Path) -> int:
     case = table.case_of(config, (), config.train.precision, steps=3, threads=0)
     step = run_apart(case)["step"] * config.train.seconds_per_update / sum(case.seconds)
     updates = max(20, int(60 * plan.minutes / step))
-    folder.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps({"updates": updates, "seconds_per_update": step}))
+    write_whole(note, json.dumps({"updates": updates, "minutes": plan.minutes, "seconds_per_update": step}))
     return updates
 
 
-def make_units(plan: Plan) -> Path:
-    """MFCC units for HuBERT and WavLM, once."""
-    folder = plan.out / "units"
-    run("features", plan.unlabelled, "--mfcc", "-o", folder / "mfcc")
-    run("kmeans", folder / "mfcc", "-k", 100, "-o", folder / "kmeans.safetensors")
-    run("units", folder / "mfcc", "--kmeans", folder / "kmeans.safetensors", "-o", folder / "units")
+def make_units(plan: Plan, folder: Path, num_units: int, *features_of: Any) -> Path:
+    """Units of the unlabelled speech, once; features_of: options of `speechssl features`."""
+    with alone_in(folder):
+        run("features", plan.unlabelled, *features_of, "-o", folder / "features")
+        run("kmeans", folder / "features", "-k", num_units, "-o", folder / "kmeans.safetensors")
+        run("units", folder / "features", "--kmeans", folder / "kmeans.safetensors", "-o", folder / "units")
     return folder / "units"
 
 
-def pretrain(plan: Plan, name: str, preset: str) -> Path:
-    folder = plan.out / name
-    extra = [f"data.units={make_units(plan)}"] if name in ("hubert", "wavlm") else []
-    if name == "wav2vec2":  # on the waveform it starts from the convolutions of CPC, which has had its own minutes
-        extra = ["--init", str(pretrain(plan, "cpc", "cpc-tiny"))]
-    updates = updates_for(plan, preset, folder)
-    numbers = [f"train.updates={updates}", f"train.log_every={max(1, updates // 20)}", *extra]
-    run("pretrain", "--preset", preset, "--train", plan.unlabelled, "-o", folder / "pretrain", *numbers)
+def preset_of(name: str) -> str:
+    return name if "-tiny" in name else f"{name.removesuffix('-2')}-tiny"
+
+
+def pretrain(plan: Plan, name: str) -> Path:
+    """The run folder of an objective's encoder."""
+    folder, preset = plan.out / name, preset_of(name)
+    extra: list[str] = []
+    if name in ("hubert", "wavlm"):
+        extra = [f"data.units={make_units(plan, plan.out / 'units', 100, '--mfcc')}"]
+    elif name == "hubert-2":  # one unit for each of its own frames
+        layer = ["--checkpoint", pretrain(plan, "hubert"), "--layer", HUBERT_2["layer"]]
+        units = make_units(plan, plan.out / "units-2", HUBERT_2["units"], *layer)
+        extra = [f"data.units={units}", f"objective.num_units={HUBERT_2['units']}", "objective.targets_per_frame=1"]
+    elif name == "wav2vec2":  # on the waveform it starts from the convolutions of CPC, which has had its own minutes
+        extra = ["--init", str(pretrain(plan, "cpc"))]
+    with alone_in(folder):
+        if name == LOG_MEL:
+            preset, updates = "apc-tiny", 1
+            extra = ["encoder.context.num_layers=0"]
+        else:
+            updates = updates_for(plan, preset, folder)
+        numbers = [f"train.updates={updates}", f"train.log_every={max(1, updates // 20)}", *extra]
+        run("pretrain", "--preset", preset, "--train", plan.unlabelled, "-o", folder / "pretrain", *numbers)
     return folder / "pretrain"
 
 
-def word_error_rates(plan: Plan, encoder: Path, kind: str) -> None:
-    """Frozen and random, or fine-tuned: every seed tuned, decoded and scored."""
+def word_error_rates(plan: Plan, encoder: Path, kind: str, folder: Path) -> None:
+    """kind: frozen or tuned; random or scratch are the same with random weights. Every seed tuned, decoded, scored."""
     suffix = "-mel" if slow_frames(encoder) else ""
     for seed in range(1, plan.seeds + 1):
-        folder = encoder.parent / f"{kind}-seed{seed}"
-        if (folder / "score" / "score.json").exists():
+        place = folder / f"{kind}-seed{seed}"
+        if (place / "score" / "score.json").exists():
             continue
-        preset = f"ctc-tiny{suffix}" if kind == "tuned" else f"ctc-probe-tiny{suffix}"
-        updates = plan.tune_updates if kind == "tuned" else plan.probe_updates
-        source = "--like" if kind == "random" else "--init"
+        whole = kind in ("tuned", "scratch")
+        preset = f"ctc-tiny{suffix}" if whole else f"ctc-probe-tiny{suffix}"
+        updates = plan.tune_updates if whole else plan.probe_updates
+        source = "--init" if kind in ("frozen", "tuned") else "--like"
         numbers = [f"train.seed={seed}", f"train.updates={updates}", f"train.save_every={updates}"]
-        files = ["--train", plan.tune, "--vocabulary", plan.vocabulary, "-o", folder / "run"]
+        files = ["--train", plan.tune, "--vocabulary", plan.vocabulary, "-o", place / "run"]
         run("finetune", "--preset", preset, source, encoder, *files, *numbers)
-        run("decode", folder / "run", plan.test, "-o", folder / "decode.jsonl")
-        run("score", folder / "decode.jsonl", "-o", folder / "score")
+        run("decode", place / "run", plan.test, "-o", place / "decode.jsonl")
+        run("score", place / "decode.jsonl", "-o", place / "score")
+
+
+def random_folder(plan: Plan, encoder: Path) -> Path:
+    """Where the answers of random weights lie: one folder for each architecture and what it hears."""
+    from speechssl.config import plain, read_run
+
+    config = plain(read_run(encoder))
+    said = json.dumps([config["encoder"], config["data"]["sample_rate"], config["data"]["normalize"]], sort_keys=True)
+    return plan.out / "random" / hashlib.sha256(said.encode()).hexdigest()[:12]
+
+
+def answer(plan: Plan, name: str) -> None:
+    """Everything that is asked of one objective's encoder, and of random weights like it."""
+    encoder = pretrain(plan, name)
+    folder, random = plan.out / name, random_folder(plan, encoder)
+    asked = {"speaker": ("speaker", plan.speakers), "word": ("text", plan.words)}
+    kinds = {"frozen": folder, "random": random}
+    if name == LOG_MEL:  # it has no weights
+        asked, kinds = {}, {"frozen": folder}
+    elif plan.tune_updates:
+        kinds |= {"tuned": folder, "scratch": random}
+    for what, (label, manifests) in asked.items():
+        with alone_in(folder):
+            probe(encoder, folder / what, label, manifests, 0)
+        with alone_in(random):
+            probe(encoder, random / what, label, manifests, plan.seeds)
+    for kind, place in kinds.items():
+        with alone_in(place):
+            word_error_rates(plan, encoder, kind, place)
 
 
 def slow_frames(run_folder: Path) -> bool:
@@ -118,30 +200,37 @@ def slow_frames(run_folder: Path) -> bool:
     return build_objective(config).encoder.hop > 0.03 * config.data.sample_rate
 
 
-def probe(plan: Plan, encoder: Path, what: str, label: str, manifests: tuple[Path, Path]) -> None:
-    folder = encoder.parent / what
+def probe(encoder: Path, folder: Path, label: str, manifests: tuple[Path, Path], random_seeds: int) -> None:
     if not list(folder.glob("*.json")):
         train, test = manifests
         files = ["--train", train, "--test", test, "-o", folder]
-        run("probe", encoder, *files, "--label", label, "--no-hidden", "--random-seeds", 1)
+        run("probe", encoder, *files, "--label", label, "--no-hidden", "--random-seeds", random_seeds)
 
 
 def table(plan: Plan, names: list[str]) -> str:
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     for name in names:
-        folder = plan.out / name
-        if (folder / "pretrain" / "metrics.jsonl").exists():
-            lines.append("| " + " | ".join(row(folder, name)) + " |")
+        if cells := row(plan, name):
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def row(folder: Path, name: str) -> list[str]:
-    records = [json.loads(line) for line in (folder / "pretrain" / "metrics.jsonl").read_text().splitlines()]
+def row(plan: Plan, name: str) -> list[str]:
+    """Cells of an objective; none while it has not begun."""
+    folder = plan.out / name
+    metrics = folder / "pretrain" / "metrics.jsonl"
+    records = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
     train = [record for record in records if record["split"] == "train"]
-    cells = [name, f"{sum(record['hours'] for record in train):.1f}", str(train[-1]["step"])]
-    cells += [mean_wer(folder, kind) for kind in ("frozen", "random", "tuned")]
+    if not train:
+        return []
+    random = random_folder(plan, folder / "pretrain")
+    cells = [name, f"{sum(r['seconds'] for r in train) / 60:.1f}", f"{sum(r['hours'] for r in train):.1f}"]
+    cells = [name, "", "", ""] if name == LOG_MEL else [*cells, str(train[-1]["step"])]
+    for kind, place in (("frozen", folder), ("random", random), ("tuned", folder), ("scratch", random)):
+        cells.append(mean_wer(place, kind))
     for what in ("speaker", "word"):
-        cells += accuracies(folder / what)
+        cells += [accuracy(folder / what, "trained"), accuracy(random / what, "random weights")]
+        cells.append(accuracy(folder / what, "log-mel"))
     return cells
 
 
@@ -154,18 +243,15 @@ def mean_wer(folder: Path, kind: str) -> str:
     return f"{statistics.mean(rates):.1f}{spread}"
 
 
-def accuracies(folder: Path) -> list[str]:
-    """Of the linear probe on the layer that held-out training labels chose: this encoder, random weights, log-mel."""
-    paths = sorted(folder.glob("*.json"))
-    if not paths:
-        return ["", "", ""]
-    rows = [r for r in json.loads(paths[0].read_text())["rows"] if (r["classifier"], r["labels"]) == ("linear", "all")]
-    cells = []
-    for who in ("trained", "random weights", "log-mel"):
-        own = [r for r in rows if r["features"] == who and r["layer"] != "sum"]
-        best = max(own, key=lambda r: r["held_out"] or 0.0, default=None)
-        cells.append("" if best is None else f"{100 * best['accuracy']:.1f}")
-    return cells
+def accuracy(folder: Path, who: str) -> str:
+    """Of the linear probe on the layer that held-out training labels chose; of several seeds, the mean."""
+    for path in sorted(folder.glob("*.json")):
+        from speechssl.probe.probing import read_result
+
+        result = read_result(path)
+        found = result.at_chosen(who, "linear") if result else None
+        return "" if found is None else f"{100 * found.mean:.1f}"
+    return ""
 
 
 Manifests = tuple[Path, Path]
@@ -183,20 +269,24 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help="Some objectives or presets instead of all.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Of each word error rate.")] = 3,
     probe_updates: Annotated[int, typer.Option(min=1, help="Of the frozen encoder's CTC head.")] = 800,
-    tune_updates: Annotated[int, typer.Option(min=0, help="Of full fine-tuning; 0: none.")] = 0,
+    tune_updates: Annotated[int, typer.Option(min=0, help="Of full fine-tuning, pretrained and scratch; 0: none.")] = 0,
 ) -> None:
     """One row per pretext task: error rates and accuracies of its encoder, beside random weights and log-mel."""
     plan = Plan(out, minutes, unlabelled, tune, test, vocabulary, speakers, words, seeds, probe_updates, tune_updates)
-    out.mkdir(parents=True, exist_ok=True)
-    names = only or PRESETS
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(REQUEUE))
+    names = only or [LOG_MEL, *PRESETS]
+    failed = []
     for name in names:
-        encoder = pretrain(plan, name, name if "-tiny" in name else f"{name}-tiny")
-        probe(plan, encoder, "speaker", "speaker", speakers)
-        probe(plan, encoder, "word", "text", words)
-        for kind in ["frozen", "random", *(["tuned"] if tune_updates else [])]:
-            word_error_rates(plan, encoder, kind)
-        (out / "table.md").write_text(table(plan, list(PRESETS)))
+        try:
+            answer(plan, name)
+        except (Failed, UserError) as error:
+            failed.append(f"{name}: {error}")
+            print(f"{failed[-1]}; going on with the others", flush=True)
+        write_whole(out / "table.md", table(plan, [LOG_MEL, *PRESETS]))
     print(table(plan, list(names)))
+    if failed:
+        print("not finished:", *failed, sep="\n", file=sys.stderr)
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
