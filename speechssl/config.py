@@ -102,7 +102,7 @@ class TrainConfig:
     save_minutes: float = 30.0  # saved too when the last time is this long ago; 0: by updates only
     keep: int = 2  # checkpoints kept besides the best
     best: str = "loss"  # validation metric that the best checkpoint minimises
-    trackers: tuple[str, ...] = ()  # accelerate's: tensorboard, wandb, ...
+    trackers: tuple[str, ...] | None = None  # of accelerate: tensorboard, trackio, wandb, ...; null: tensorboard if any
     compile: bool = False  # torch.compile the encoder
     threads: int = 0  # CPU threads per process; 0: leave it to the environment
     max_skipped: int = 20  # updates in a row whose loss or gradient is not finite, before the run stops

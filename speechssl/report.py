@@ -5,16 +5,31 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 from accelerate.utils import gather_object
 
+from speechssl.config import ConfigError
 from speechssl.files import append_whole, write_whole
 from speechssl.objectives import Metric, Objective
 
 ONLY_IF_ANY = ("skipped", "spikes", "unread")  # on the console; the file has them always
+
+
+def choose_trackers(wanted: tuple[str, ...] | None) -> list[str]:
+    """None: TensorBoard where it is installed. Raises ConfigError for one that is unknown or not installed."""
+    installed = [str(name) for name in get_available_trackers()]
+    if wanted is None:
+        return [name for name in installed if name == "tensorboard"]
+    for name in wanted:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise ConfigError(f"train.trackers: no tracker '{name}'; choose of {', '.join(LOGGER_TYPE_TO_CLASS)}.")
+        if name not in installed:
+            raise ConfigError(f"train.trackers: {name} is not installed: `pip install {name}`, or leave it out.")
+    return list(dict.fromkeys(wanted))
 
 
 class Tally:
@@ -62,10 +77,25 @@ class Report:
         self.folder, self.accelerator, self.updates = folder, accelerator, updates
         self.chance = objective.chance()
         self.started, self.first_step = time.monotonic(), step
+        self.tracks = False
         self.unwritten: dict[Path, str] = {}
         if accelerator.is_main_process:
             for name in ("metrics.jsonl", "incidents.jsonl"):
                 _forget_after(folder / name, step)
+
+    def start_trackers(self, config: Mapping) -> None:
+        """Begins what `train.trackers` names, and tells it the configuration. Raises ConfigError."""
+        accelerator, own = self.accelerator, {"name": self.folder.resolve().name}
+        # A resume makes the lines of the last updates again: those that TensorBoard has of them give way.
+        options = {"tensorboard": {"purge_step": self.first_step + 1}, "wandb": own, "trackio": own}
+        try:
+            accelerator.init_trackers("speechssl", init_kwargs=options)
+            for tracker in accelerator.trackers:
+                if tracker.name != "tensorboard":  # which would make another run of it
+                    tracker.store_init_configuration(config)
+        except Exception as error:  # each has its own: no account, no server, no space
+            raise ConfigError(f"train.trackers: {_reason(error)}; leave it out, or see to it.") from None
+        self.tracks = bool(accelerator.trackers)
 
     def log(self, split: str, step: int, numbers: Mapping[str, float]) -> None:
         """One line for `split` ("train" or "valid") at `step`."""
@@ -73,8 +103,7 @@ class Report:
             return
         record = {"split": split, "step": step, **{k: _round(v) for k, v in numbers.items()}}
         self._append("metrics.jsonl", record)
-        if self.accelerator.log_with:
-            self.accelerator.log({f"{split}/{k}": v for k, v in numbers.items()}, step=step)
+        self._track(lambda tracker: tracker.log({f"{split}/{k}": v for k, v in numbers.items()}, step=step))
         self.say(self._line(split, step, numbers))
 
     def incident(self, kind: str, step: int, sentence: str, **facts) -> None:
@@ -96,12 +125,22 @@ class Report:
             print(sentence, flush=True)
 
     def close(self) -> None:
-        """Writes what the disk refused before, or says what is lost."""
+        """Writes what the disk refused before, or says what is lost; ends the trackers."""
+        self._track(lambda tracker: tracker.finish())
         for path, lines in self.unwritten.items():
             try:
                 append_whole(path, lines)
             except OSError as error:
                 self.say(f"{path}: cannot be written ({error.strerror}); {len(lines.splitlines())} lines are lost")
+
+    def _track(self, do: Callable[[GeneralTracker], None]) -> None:
+        """A tracker that fails is heard no more: it must not end a run."""
+        try:
+            for tracker in self.accelerator.trackers if self.tracks else ():
+                do(tracker)
+        except Exception as error:
+            self.tracks = False
+            self.say(f"train.trackers: {_reason(error)}; nothing more is tracked, metrics.jsonl has everything")
 
     def _append(self, name: str, record: Mapping) -> None:
         path = self.folder / name
@@ -140,6 +179,11 @@ def _forget_after(path: Path, step: int) -> None:
         except (ValueError, KeyError):
             continue
     write_whole(path, "".join(kept))
+
+
+def _reason(error: Exception) -> str:
+    """One line of what a tracker's library raised."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": .")
 
 
 def _round(value: float) -> float | str:

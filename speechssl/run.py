@@ -19,7 +19,7 @@ from accelerate.utils import (
 from speechssl import checkpoint
 from speechssl.build import build_objective
 from speechssl.checkpoint import TrainState
-from speechssl.config import Config, ConfigError, read_run, write
+from speechssl.config import Config, ConfigError, plain, read_run, write
 from speechssl.data.dataset import SpeechDataset
 from speechssl.data.manifest import Manifest, ManifestError, Utterance
 from speechssl.data.tokens import Tokenizer
@@ -28,7 +28,7 @@ from speechssl.device import native_precision
 from speechssl.feed import Feed
 from speechssl.objectives import Objective
 from speechssl.optim import build_optimizer
-from speechssl.report import Report
+from speechssl.report import Report, choose_trackers
 from speechssl.saving import Saver
 from speechssl.system import StopSignal, check_torch, keep_memory_pages
 from speechssl.watch import Collapse, Gradients
@@ -96,6 +96,7 @@ def start(config: Config, folder: Path) -> Run:
     problems = checkpoint.restore(state, checkpoints, scaler=accelerator.scaler) if resumes else []
     model, optimizer = accelerator.prepare(objective, state.optimizer)
     report = Report(folder, accelerator, objective, updates=config.train.updates, step=state.step)
+    report.start_trackers(plain(config))
     feed = Feed(data, config, folder, epoch=state.epoch, batch=state.batch_in_epoch, **_place(accelerator))
     if objective.couples_ranks and feed.micro_batches % accelerator.num_processes:
         raise ConfigError(
@@ -130,15 +131,13 @@ def _accelerator(config: Config, folder: Path) -> Accelerator:
     precision = {"fp32": "no"}.get(config.train.precision, config.train.precision)
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     group = InitProcessGroupKwargs(timeout=timedelta(seconds=config.train.rank_seconds))
-    trackers = list(config.train.trackers)
+    trackers = choose_trackers(config.train.trackers)
     try:
         accelerator = Accelerator(
             mixed_precision=precision, log_with=trackers or None, project_dir=folder, kwargs_handlers=[ddp, group]
         )
-        if trackers:
-            accelerator.init_trackers("speechssl", config={"preset": config.name})
     except (ValueError, ImportError) as error:
-        raise ConfigError(f"train.precision or train.trackers: {error}") from None
+        raise ConfigError(f"train.precision: {error}") from None
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ConfigError(
             f"accelerate is configured for {accelerator.distributed_type.value}; weights are copied to every GPU here "

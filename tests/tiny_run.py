@@ -198,6 +198,7 @@ COMMON: dict[str, dict] = {
     "optim": {"lr": 1e-3, "warmup": 0.2, "clip": 5.0},
     "train": {
         "updates": 10,
+        "trackers": [],
         "seconds_per_update": 7.5,  # three micro-batches
         "precision": "fp32",
         "log_every": 1,

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.batch import Batch
+from speechssl.errors import UserError
+from speechssl.nn.context import is_causal
 from speechssl.nn.encoder import Encoder
 from speechssl.nn.lengths import full_lengths
 from speechssl.nn.losses import first_is_right
@@ -61,6 +63,11 @@ class CPC(Objective):
 
     def __init__(self, config: CPCConfig, encoder: Encoder):
         super().__init__(config, encoder)
+        if not is_causal(encoder.config.context):
+            raise UserError(
+                "CPC predicts what comes next: choose a context that does not see it, encoder.context.name=recurrent, "
+                "or encoder.context.causal=true for a Transformer."
+            )
         dim, channels = encoder.dim, encoder.latent_dim
         if config.heads == "linear":
             self.heads = nn.ModuleList([nn.Linear(dim, channels * config.num_steps, bias=False)])  # all W_k in one

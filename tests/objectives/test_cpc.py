@@ -7,6 +7,7 @@ import torch
 from parity import shake
 from tiny import tiny_batch, tiny_encoder
 
+from speechssl.errors import UserError
 from speechssl.objectives.cpc import CPC, CPCConfig
 
 STEPS, N = 3, 4
@@ -142,6 +143,12 @@ def test_what_it_needs():
     assert model(negatives="speaker").needs == {"speakers"}
     assert model().needs == set()
     assert model().min_frames == STEPS + 1
+
+
+def test_a_context_that_sees_the_future_is_refused():
+    with pytest.raises(UserError, match=r"encoder\.context\.causal=true"):
+        CPC(CPCConfig(), tiny_encoder("layer"))
+    CPC(CPCConfig(), tiny_encoder("layer", causal=True))
 
 
 def test_utterances_too_short():
