@@ -9,9 +9,7 @@ Shapes: T samples, F frames, D channels.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,9 +19,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from speechssl.checkpoint import load_checkpoint
-from speechssl.data.audio import normalize
 from speechssl.data.batching import plan_epoch
 from speechssl.data.recordings import Audio, Recording, open_recording
+from speechssl.data.windows import CONTEXT, SECONDS, Cutting, Window
 from speechssl.errors import UserError
 from speechssl.nn.encoder import Encoder, EncoderConfig
 
@@ -39,20 +37,6 @@ def load_encoder(path: str | Path) -> TrainedEncoder:
     encoder = TrainedEncoder(trained.config, sample_rate=data.sample_rate, normalize=data.normalize)
     encoder.load_state_dict(trained.state_dict(), assign=True)
     return encoder.eval()
-
-
-@dataclass(frozen=True)
-class Window:
-    """A stretch of a recording.
-
-    start: frame of the recording that it begins with; samples: how many it has.
-    first, stop: frames of the recording that are kept of it.
-    """
-
-    start: int
-    samples: int
-    first: int
-    stop: int
 
 
 class TrainedEncoder(Encoder):
@@ -82,8 +66,8 @@ class TrainedEncoder(Encoder):
         sample_rate: int | None = None,
         precision: Literal["fp32", "bf16"] = "fp32",
         device: str | torch.device | None = None,
-        window: float = 60.0,
-        context: float = 5.0,
+        window: float = SECONDS,
+        context: float = CONTEXT,
         seconds_per_batch: float = 60.0,
     ) -> Any:
         """Features of one recording or of many, each resampled and normalised as in training.
@@ -111,6 +95,7 @@ class TrainedEncoder(Encoder):
 
         Raises:
             ExtractError: no such layer or device, or a recording too short for one frame.
+            WindowError: `window` leaves nothing between `context` on both sides.
             AudioError: a file cannot be read, or a waveform is none.
         """
         many = isinstance(audio, (list, tuple))
@@ -118,37 +103,21 @@ class TrainedEncoder(Encoder):
         wanted = self._wanted(layers)
         if precision not in ("fp32", "bf16"):
             raise ExtractError(f"precision is fp32 or bf16, not {precision!r}.")
+        sees = self.feature_encoder.receptive_field
+        cutting = Cutting.of(self.hop, sees, self.sample_rate, seconds=window, context=context)
         recordings = [self._open(one, sample_rate, number) for number, one in enumerate(listed)]
         if device is not None:
             self._move(device)
-        pieces = [(r, w) for r in recordings for w in self.windows(r.total, window=window, context=context)]
+        pieces = [(r, w) for r in recordings for w in cutting.windows(r.total)]
         features: dict[Recording, list[Tensor]] = {}
         for (recording, piece), found in self._encode(pieces, wanted, precision == "bf16", seconds_per_batch):
             if recording not in features:
                 frames = self.frame_lengths(recording.total)
                 features[recording] = [torch.empty(frames, values.shape[1]) for values in found]
             for rows, values in zip(features[recording], found, strict=True):
-                rows[piece.first : piece.stop] = values[piece.first - piece.start : piece.stop - piece.start]
+                rows[piece.first : piece.stop] = values[piece.kept()]
         results = [features[r] if isinstance(layers, (list, tuple)) else features[r][0] for r in recordings]
         return results if many else results[0]
-
-    def windows(self, total: int, *, window: float, context: float) -> Iterator[Window]:
-        """How a recording of `total` samples is cut: each of its frames is kept once, in order.
-
-        Raises ExtractError if `window` seconds leave nothing between `context` seconds on both sides.
-        """
-        size = self.frame_lengths(round(window * self.sample_rate))
-        edge = math.ceil(context * self.sample_rate / self.hop)
-        if context < 0 or size <= 2 * edge:
-            raise ExtractError(f"windows of {window:g} s leave nothing between {context:g} s of context on both sides.")
-        samples = (size - 1) * self.hop + self.feature_encoder.receptive_field
-        frames, done = self.frame_lengths(total), 0
-        while done < frames:
-            start = max(0, min(done - edge, frames - size))  # the last is as long as the others: nothing is padded
-            last = start + size >= frames
-            stop = frames if last else start + size - edge
-            yield Window(start, total - start * self.hop if last else samples, done, stop)
-            done = stop
 
     @torch.no_grad()
     def _encode(self, pieces: list[tuple[Recording, Window]], wanted: list[int] | None, bf16: bool, seconds: float):
@@ -174,13 +143,8 @@ class TrainedEncoder(Encoder):
 
     def _hear(self, recording: Recording, piece: Window) -> Tensor:
         """A window's waveform (T,), as the encoder heard them in training."""
-        waveform = recording.read(piece.start * self.hop, piece.samples)
-        if not self.normalize:
-            return waveform
-        if piece.samples == recording.total:
-            return normalize(waveform)
-        mean, deviation = recording.level
-        return (waveform - mean) / deviation
+        hear = recording.normalized if self.normalize else recording.read
+        return hear(piece.start * self.hop, piece.samples)
 
     def _open(self, audio: Audio, sample_rate: int | None, number: int) -> Recording:
         recording = open_recording(audio, self.sample_rate, source_rate=sample_rate, name=f"recording {number}")

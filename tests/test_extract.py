@@ -20,6 +20,7 @@ from speechssl.checkpoint import save_model
 from speechssl.config import Config, parse
 from speechssl.data.audio import AudioError, normalize, resample
 from speechssl.data.recordings import open_recording
+from speechssl.data.windows import WindowError
 from speechssl.extract import ExtractError, TrainedEncoder, load_encoder
 from speechssl.nn.encoder import Encoder, EncoderConfig
 from speechssl.nn.frontend import WaveformConfig
@@ -34,9 +35,6 @@ def trained(kind: str = "layer", *, normalize: bool = False, **numbers) -> Train
     torch.manual_seed(2)
     shake(encoder)
     return encoder
-
-
-ENCODER = trained()
 
 
 def sound(seconds: float, seed: int = 0) -> torch.Tensor:
@@ -151,27 +149,6 @@ def test_half_precision_is_near(tmp_path):
 # ---------------------------------------------------------------------------------------------------- long recordings
 
 
-@given(st.integers(100, 200_000), st.integers(4, 300), st.integers(0, 150))
-def test_windows_keep_each_frame_once_with_its_context(total, size, context):
-    encoder = ENCODER
-    seconds = {"window": ((size - 1) * 80 + 85) / RATE, "context": context * 80 / RATE}
-    if size <= 2 * context:
-        with pytest.raises(ExtractError, match="leave nothing between"):
-            list(encoder.windows(total, **seconds))
-        return
-    windows = list(encoder.windows(total, **seconds))
-    frames = encoder.frame_lengths(total)
-    kept = [frame for window in windows for frame in range(window.first, window.stop)]
-    assert kept == list(range(frames))
-    for window in windows:
-        stop = window.start + encoder.frame_lengths(window.samples)
-        assert window.start * 80 + window.samples <= total
-        assert stop - window.start == min(size, frames)
-        assert window.start == 0 or window.first - window.start >= context
-        assert stop == frames or stop - window.stop >= context
-    assert sum(window.samples == total for window in windows) == (frames <= size)
-
-
 def test_what_is_exact_in_windows():
     """Normalisation, convolutions with layer norm, and the positions behind them."""
     encoder, waveform = trained("layer", normalize=True), 3 * sound(2.3) + 0.2
@@ -254,12 +231,16 @@ def test_memory_is_bounded_by_the_windows(tmp_path, monkeypatch):
         ({"layers": []}, "no layer None"),
         ({"precision": "fp8"}, "fp32 or bf16, not 'fp8'"),
         ({"device": "cuda:77"}, "device 'cuda:77' is not there"),
-        ({"window": 1.0, "context": 0.5}, "windows of 1 s leave nothing between 0.5 s"),
     ],
 )
 def test_wrong_arguments_are_one_sentence(arguments, sentence):
     with pytest.raises(ExtractError, match=sentence):
         trained().extract(sound(0.3), **arguments)
+
+
+def test_windows_that_cannot_be():
+    with pytest.raises(WindowError, match=r"windows of 1 s leave nothing between 0.5 s"):
+        trained().extract(sound(0.3), window=1.0, context=0.5)
 
 
 def test_wrong_sound_is_one_sentence(tmp_path):

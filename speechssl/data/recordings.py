@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from math import gcd
 from os import PathLike
 from pathlib import Path
@@ -12,8 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speechssl.data.audio import AudioError, is_odd_rate, open_audio, read_waveform, resample
+from speechssl.batch import Batch
+from speechssl.data.audio import AudioError, is_odd_rate, normalize, open_audio, read_waveform, resample
 from speechssl.data.manifest import Utterance
+from speechssl.data.windows import Cutting, Window
 
 Audio: TypeAlias = "Tensor | np.ndarray | str | PathLike[str]"
 FILTER = 8  # samples of the lower rate that a resampled one sees to either side: torchaudio's filter has 6 zeros
@@ -41,6 +46,14 @@ class Recording:
         mean = total / self.total
         return mean, (max(squares / self.total - mean**2, 0.0) + 1e-5) ** 0.5
 
+    def normalized(self, first: int, count: int) -> Tensor:
+        """`read`, with zero mean and unit variance over the whole recording: for a part, all is read once first."""
+        waveform = self.read(first, count)
+        if count == self.total:
+            return normalize(waveform)
+        mean, deviation = self.level
+        return (waveform - mean) / deviation
+
 
 class Memory(Recording):
     """A waveform (T,) of floating-point numbers."""
@@ -63,17 +76,12 @@ class Memory(Recording):
         return self.waveform[first : first + count]
 
 
-class File(Recording):
-    """An audio file, of which only what is asked for is decoded."""
+class Segment(Recording):
+    """An utterance of a manifest, of which only what is asked for is decoded."""
 
-    def __init__(self, path: str, sample_rate: int):
-        unknown = Utterance(Path(path).name, path, 1, 1)
-        with open_audio(unknown) as file:
-            samples, rate = file.frames, file.samplerate
-        if not 0 < samples < UNKNOWN_LENGTH:
-            raise AudioError(f"{path}: its header says no length; convert it to WAV or FLAC.")
-        self.utterance = Utterance(unknown.id, path, samples, rate)
-        super().__init__(path, self.utterance.length_at(sample_rate), sample_rate)
+    def __init__(self, utterance: Utterance, sample_rate: int):
+        self.utterance = utterance
+        super().__init__(f"{utterance.audio} ({utterance.id})", utterance.length_at(sample_rate), sample_rate)
 
     def read(self, first: int, count: int) -> Tensor:
         rate = self.utterance.sample_rate
@@ -90,7 +98,32 @@ class File(Recording):
 def open_recording(audio: Audio, sample_rate: int, *, source_rate: int | None = None, name: str = "") -> Recording:
     """A file by its name, or a waveform (T,) of `source_rate` (None: `sample_rate`). Raises AudioError."""
     if isinstance(audio, (str, PathLike)):
-        return File(str(audio), sample_rate)
+        return Segment(_whole_file(str(audio)), sample_rate)
     if isinstance(audio, (Tensor, np.ndarray)):
         return Memory(audio, source_rate or sample_rate, sample_rate, name)
     raise AudioError(f"{name}: a recording is a waveform or the name of a file, not {type(audio).__name__}.")
+
+
+def _whole_file(path: str) -> Utterance:
+    unknown = Utterance(Path(path).name, path, 1, 1)
+    with open_audio(unknown) as file:
+        samples, rate = file.frames, file.samplerate
+    if not 0 < samples < UNKNOWN_LENGTH:
+        raise AudioError(f"{path}: its header says no length; convert it to WAV or FLAC.")
+    return replace(unknown, num_samples=samples, sample_rate=rate)
+
+
+def window_batches(
+    recording: Recording, cutting: Cutting, *, normalize: bool, seconds_per_batch: float
+) -> Iterator[tuple[Batch, list[Window]]]:
+    """The windows of a recording in order, as many in a batch as go into `seconds_per_batch`, but at least one.
+
+    Nothing is padded. Raises AudioError.
+    """
+    hear = recording.normalized if normalize else recording.read
+    count = max(1, int(seconds_per_batch * recording.sample_rate) // cutting.samples)
+    rest = cutting.windows(recording.total)
+    while windows := list(islice(rest, count)):
+        waveforms = torch.stack([hear(window.start * cutting.hop, window.samples) for window in windows])
+        lengths = torch.tensor([window.samples for window in windows])
+        yield Batch((recording.name,) * len(windows), waveforms, lengths, padded=False), windows
