@@ -9,12 +9,15 @@ Shapes: F frames, V tokens with the blank at 0, B prefixes in the beam, K tokens
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from speechssl.asr.lexicon import NEVER, WordScorer
 from speechssl.data.tokens import Tokenizer
+
+REMEMBERED = 50_000  # prefixes, before those are forgotten that nothing in the beam grew out of
+FORGOTTEN = -1  # state of a prefix that left the beam, until it comes back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +84,8 @@ class BeamDecoder:
         beam = self._first(tree)
         for frame in np.asarray(log_probs, np.float64):
             beam = self._advance(tree, beam, frame)
+            if len(tree.states) > tree.most:
+                beam = self._forget(tree, beam)
         return self._finish(tree, beam)[:nbest]
 
     def _first(self, tree: _Tree) -> _Beam:
@@ -143,6 +148,11 @@ class BeamDecoder:
             np.concatenate([token[old], scores[grown + stay]]),
         )
 
+    def _forget(self, tree: _Tree, beam: _Beam) -> _Beam:
+        """Keeps memory in proportion to the text, however long the audio is; changes no result."""
+        states = self.scorer.again(beam.states)
+        return replace(beam, nodes=tree.keep(beam.nodes, states), states=states)
+
     def _finish(self, tree: _Tree, beam: _Beam) -> list[Hypothesis]:
         totals = np.logaddexp(beam.blank, beam.token)
         ends = np.array([self.scorer.end(state) for state in beam.states.tolist()])
@@ -169,6 +179,28 @@ class _Tree:
         self.scorer = scorer
         self.states, self.parents, self.tokens = [scorer.start()], [-1], [0]
         self.children: dict[tuple[int, int], int] = {}
+        self.most = REMEMBERED
+
+    def keep(self, nodes: list[int], states: np.ndarray) -> list[int]:
+        """Forgets all but these prefixes, whose states are given, and what they grew out of.
+
+        Returns their new numbers, in the same order.
+        """
+        known = dict(zip(nodes, states.tolist(), strict=True))
+        kept: set[int] = {0}
+        for node in nodes:
+            while node not in kept:
+                kept.add(node)
+                node = self.parents[node]
+        order = sorted(kept)  # a parent comes before its children
+        number = {node: i for i, node in enumerate(order)}
+        self.states = [known.get(node, FORGOTTEN) for node in order]
+        self.parents = [number.get(self.parents[node], -1) for node in order]
+        self.tokens = [self.tokens[node] for node in order]
+        pairs = zip(self.parents[1:], self.tokens[1:], strict=True)
+        self.children = {pair: node for node, pair in enumerate(pairs, 1)}
+        self.most = max(REMEMBERED, 2 * len(order))
+        return [number[node] for node in nodes]
 
     def child(self, node: int, token: int) -> int:
         known = self.children.get((node, token))
@@ -177,6 +209,8 @@ class _Tree:
             self.states.append(self.scorer.after(self.states[node], token))
             self.parents.append(node)
             self.tokens.append(token)
+        elif self.states[known] == FORGOTTEN:
+            self.states[known] = self.scorer.after(self.states[node], token)
         return known
 
     def words(self, node: int, whole: bool) -> tuple[str, ...]:

@@ -115,6 +115,14 @@ class WordScorer:
             self._forget()
         return self._state((self.lm.start if self.lm else 0, ""))
 
+    def again(self, states: np.ndarray) -> np.ndarray:
+        """These states (B,) after all others were forgotten, where there are many: for long utterances."""
+        if len(self.keys) * len(self.letters) <= REMEMBERED:
+            return states
+        keys = [self.keys[state] for state in states.tolist()]
+        self._forget()
+        return np.array([self._state(key) for key in keys], np.int64)
+
     def after(self, state: int, token: int) -> int:
         """The state that a token leads to."""
         key = state * len(self.letters) + token

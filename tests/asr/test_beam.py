@@ -144,3 +144,26 @@ def test_remembered_states_do_not_change_texts(monkeypatch):
     monkeypatch.setattr(lexicon, "REMEMBERED", 40)  # forgets after each utterance
     decoder = make(config, lm, SPELT)
     assert [decoder.decode(item) for item in items] == one_by_one
+
+
+@pytest.mark.parametrize("listed", [None, SPELT])
+def test_a_search_that_forgets_finds_the_same(monkeypatch, listed):
+    """Long audio: prefixes that nothing in the beam grew out of, and the states of their words, are let go."""
+    from speechssl.asr import beam, lexicon
+
+    items = [random_log_probs(seed, 150, sharpness=1.5) for seed in range(3)]
+    config, lm = BeamConfig(beam=8, unknown_score=-3.0), random_lm(2, 3)
+    whole = [make(config, lm, listed).decode(item, 8) for item in items]
+    monkeypatch.setattr(beam, "REMEMBERED", 0)
+    monkeypatch.setattr(lexicon, "REMEMBERED", 0)
+    forgotten, keep = [], beam._Tree.keep
+
+    def kept(tree, nodes, states):
+        before = len(tree.states)
+        numbers = keep(tree, nodes, states)
+        forgotten.append(before - len(tree.states))
+        return numbers
+
+    monkeypatch.setattr(beam._Tree, "keep", kept)
+    assert [make(config, lm, listed).decode(item, 8) for item in items] == whole
+    assert sum(number > 0 for number in forgotten) > 10
