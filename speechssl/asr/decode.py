@@ -7,26 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from speechssl.asr.beam import BeamConfig
 from speechssl.asr.files import read_settings, settings_path
+from speechssl.asr.model import Model
 from speechssl.asr.search import DecodeError, Decoding, Search, Searchers, sha256
 from speechssl.asr.tune import Trial, tune
-from speechssl.batch import Batch
 from speechssl.checkpoint import Checkpoint, load_checkpoint
-from speechssl.data.dataset import LoadedBatch, padded_batches
 from speechssl.data.manifest import Manifest, Utterance
 from speechssl.data.tokens import Tokenizer
+from speechssl.data.windows import CONTEXT, SECONDS
 from speechssl.device import pick_device
 from speechssl.files import write_whole
 from speechssl.objectives.transcription import Transcription
@@ -58,6 +54,8 @@ def decode_manifest(
     device: str | None = None,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     jobs: int = 1,
+    window: float = SECONDS,
+    context: float = CONTEXT,
 ) -> None:
     """Writes one JSON line per utterance, in the manifest's order: id, text, and what is known of reference, speaker
     and seconds; with n-best lists also `nbest`.
@@ -75,10 +73,13 @@ def decode_manifest(
         device: "cpu", "cuda", "cuda:1", ...; None: a GPU where there is one.
         precision: fp32 or an autocast type.
         jobs: processes that search; 0: one per core.
+        window, context: seconds. What lasts longer than `window` is read in such windows, of which `context` at each
+            inner edge is left out; the search runs over the whole. Such texts are approximate: see docs/long.md.
 
     Raises:
         DecodeError: the checkpoint has no vocabulary, no utterance could be read, or options that do not fit.
         ManifestError: the manifest cannot be used.
+        WindowError: `window` leaves nothing between `context` on both sides.
     """
     out_path, decoding = Path(out_path), decoding or Decoding()
     if out_path.exists() and not settings_path(out_path).exists():
@@ -92,7 +93,9 @@ def decode_manifest(
         raise DecodeError(
             f"{checkpoint_path}: was not fine-tuned, so it spells nothing; fine-tune it first (`speechssl finetune`)."
         )
-    model = Model(checkpoint, tokenizer, pick_device(device), precision, seconds_per_batch)
+    model = Model(
+        checkpoint, tokenizer, pick_device(device), precision, seconds_per_batch, window=window, context=context
+    )
     settings = _settings(checkpoint, decoding, tune_on, weights_from) | {
         "checkpoint": str(checkpoint_path),
         "manifest": str(manifest_path),
@@ -103,17 +106,20 @@ def decode_manifest(
         "precision": precision,
         "device": model.device.type,
     }
+    if long := len(manifest.filter(model.is_long)):
+        settings["windows"] = {"seconds": window, "context": context, "utterances": long}
     if out_path.exists() and _asked_for(read_settings(out_path)) == settings:
         print(f"{out_path}: already decoded with this checkpoint and these settings, left as it is")
         return
 
+    if long:
+        print(f"{long} of {len(manifest)} utterances last longer than {window:g} s: they are read in windows")
     found: dict[str, Any] = {"cannot_fit": model.cannot_fit(manifest)}
     with contextlib.ExitStack() as stack:
         config, searchers = decoding.config, None
         if decoding.decoder != "greedy":
             utterances = max(len(Manifest.read(path)) for path in (manifest_path, tune_on) if path)
-            search = Search(tokenizer, decoding)
-            searchers = stack.enter_context(Searchers(search, jobs=jobs, utterances=utterances))
+            searchers = stack.enter_context(Searchers(Search(tokenizer, decoding), jobs=jobs, utterances=utterances))
             if tune_on:
                 found["tuning"] = _tune(model, searchers, tune_on, config)
             elif weights_from:
@@ -122,14 +128,19 @@ def decode_manifest(
                 config = replace(config, **{name: found["tuning"][name] for name in ("lm_weight", "word_score")})
                 _warn_of_overlap(manifest, found["tuning"]["manifest"])
 
-        def transcribe(log_probs: Tensor, lengths: Tensor) -> list[dict]:
-            if searchers is None:
-                return [{"text": text} for text in greedy(log_probs, lengths, tokenizer)]
-            lists = searchers.decode(cut(log_probs, lengths), config, decoding.nbest)
+        def spell(best: list[Tensor]) -> list[dict]:
+            return [{"text": tokenizer.decode(collapse(ids))} for ids in best]
+
+        def search(log_probs: list[Tensor]) -> list[dict]:
+            assert searchers is not None
+            lists = searchers.decode([rows.numpy() for rows in log_probs], config, decoding.nbest)
             nbests = [[asdict(hypothesis) for hypothesis in hypotheses] for hypotheses in lists]
             return [{"text": nbest[0]["text"], **({"nbest": nbest} if decoding.nbest > 1 else {})} for nbest in nbests]
 
-        rows, found["problems"] = model.run(manifest, transcribe)
+        if searchers is None:  # of each frame its best token is enough: one small transfer, and little to keep
+            rows, found["problems"] = model.run(manifest, spell, keep=lambda log_probs: log_probs.argmax(-1))
+        else:
+            rows, found["problems"] = model.run(manifest, search)
     if not rows:
         raise DecodeError(
             f"{manifest_path}: not one of {len(manifest)} utterances could be decoded: {found['problems'][0]}"
@@ -138,76 +149,6 @@ def decode_manifest(
     whole = (_row(u, tokenizer) | rows.get(u.id, {"text": ""}) for u in manifest)
     write_whole(out_path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in whole))
     _report(found["problems"], found["cannot_fit"], len(manifest))
-
-
-class Model:
-    """A fine-tuned checkpoint on its device."""
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        tokenizer: Tokenizer,
-        device: torch.device,
-        precision: str,
-        seconds_per_batch: float,
-    ):
-        self.objective: Any = checkpoint.objective.to(device)
-        self.data, self.tokenizer = checkpoint.config.data, tokenizer
-        self.device, self.seconds_per_batch = device, seconds_per_batch
-        self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-
-    def log_probs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(B, F, V) and lengths (B,), on the device."""
-        with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            return self.objective.log_probs(batch.to(self.device))
-
-    def run(
-        self, manifest: Manifest, transcribe: Callable[[Tensor, Tensor], list[dict]], title: str = "decode"
-    ) -> tuple[dict[str, dict], list[str]]:
-        """What `transcribe` makes of each utterance, by id, and the sentences about those that could not be read."""
-        rate = self.data.sample_rate
-        frames = {u.id: self.objective.encoder.frame_lengths(u.length_at(rate)) for u in manifest}
-        problems = [f"{u.id}: too short for one frame ({u.seconds:.3f} s)." for u in manifest if not frames[u.id]]
-        long_enough = manifest.filter(lambda u: frames[u.id] > 0)
-        if not len(long_enough):
-            return {}, problems
-        batches = padded_batches(long_enough, self.data, seconds_per_batch=self.seconds_per_batch)
-        results, unread = transcribe_all(
-            batches, lambda batch: transcribe(*self.log_probs(batch)), len(long_enough), title=title
-        )
-        return results, problems + unread
-
-    def cannot_fit(self, manifest: Manifest) -> list[str]:
-        """Ids of references that need more tokens than their audio has frames: no decoder can spell them."""
-        texts = {u.id: u.text for u in manifest if u.text is not None and not self.tokenizer.unknown(u.text)}
-        if not texts:
-            return []
-        known = [u for u in manifest if u.id in texts]
-        lengths = torch.tensor([u.length_at(self.data.sample_rate) for u in known])
-        tokens = [self.tokenizer.encode(text) for text in texts.values()]
-        return [known[i].id for i in self.objective.impossible_targets(lengths, tokens)]
-
-
-def cut(log_probs: Tensor, lengths: Tensor) -> list[np.ndarray]:
-    """(B, F, V), (B,) -> the (F, V) of each utterance without its padding."""
-    host = log_probs.float().cpu().numpy()
-    return [row[:length] for row, length in zip(host, lengths.tolist(), strict=True)]
-
-
-def transcribe_all(
-    batches: Iterable[LoadedBatch], transcribe: Callable[[Batch], list[dict]], total: int, *, title: str = "decode"
-) -> tuple[dict[str, dict], list[str]]:
-    """Id -> result over all batches, and the sentences about what could not be read. Shows a progress bar."""
-    results: dict[str, dict] = {}
-    problems: list[str] = []
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task(title, total=total)
-        for loaded in batches:
-            problems += loaded.problems
-            if loaded.batch is not None:
-                results.update(zip(loaded.batch.ids, transcribe(loaded.batch), strict=True))
-            progress.update(task, completed=len(results) + len(problems))
-    return results, problems
 
 
 # -------------------------------------------------------------------------------------------------------------- weights
@@ -220,7 +161,7 @@ def _tune(model: Model, searchers: Searchers, manifest_path: str | Path, config:
     if not len(labelled):
         raise DecodeError(f"{manifest_path}: holds no transcripts, so no weights can be chosen on it.")
     kept, problems = model.run(
-        labelled, lambda *batch: [{"log_probs": item} for item in cut(*batch)], title="encode the dev set"
+        labelled, lambda rows: [{"log_probs": row.numpy()} for row in rows], title="encode the dev set"
     )
     if not kept:
         raise DecodeError(f"{manifest_path}: not one of {len(labelled)} utterances could be read: {problems[0]}")

@@ -39,6 +39,8 @@ def decode(
     seconds_per_batch: Annotated[float, typer.Option(min=0.1, help="Largest batch in seconds of audio.")] = 60.0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: a GPU if any.")] = None,
     precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Arithmetic of the encoder.")] = "fp32",
+    window: Annotated[float, typer.Option(help="Seconds; what is longer is read in windows of so many.")] = 60.0,
+    context: Annotated[float, typer.Option(help="Seconds at each inner edge of a window that are not used.")] = 5.0,
 ) -> None:
     """Transcribe a manifest with a fine-tuned encoder: greedy CTC, or a beam search with a language model."""
     from speechssl.asr.beam import BeamConfig
@@ -65,6 +67,8 @@ def decode(
         device=device,
         precision=precision,
         jobs=jobs,
+        window=window,
+        context=context,
     )
     print(f"Texts: {output}\nnext: speechssl score {output}")
 
