@@ -24,7 +24,7 @@ LAYERS: dict[str, tuple[set[str], set[str] | None]] = {
     "nn": ({"nn"}, {"torch", "torchaudio"}),
     "data": ({"config", "batch", "errors", "data"}, None),
     "objectives": ({"nn", "batch", "errors", "objectives"}, None),
-    "units": ({"device", "nn", "data", "checkpoint", "config", "errors", "units"}, None),
+    "units": ({"device", "nn", "data", "checkpoint", "config", "batch", "errors", "units"}, None),
     "probe": (
         {"device", "nn", "objectives", "data", "checkpoint", "build", "config", "batch", "errors", "probe"},
         None,

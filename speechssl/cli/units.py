@@ -23,7 +23,7 @@ Layer 0 is the input of the context network's first block, layer i the output of
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -46,6 +46,9 @@ def features(
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes on this machine.")] = 1,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU if any.")] = None,
     seconds_per_batch: Annotated[float, typer.Option(min=0.1, help="Largest batch of an encoder.")] = 60.0,
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="Arithmetic of an encoder.")] = "fp32",
+    window: Annotated[float, typer.Option(help="Seconds; what is longer is read in windows of so many.")] = 60.0,
+    context: Annotated[float, typer.Option(help="Seconds at each inner edge of a window that are not used.")] = 5.0,
 ) -> None:
     """Write features of every frame: MFCC, or a layer of a checkpoint. `accelerate launch` shares the work out."""
     if mfcc == (checkpoint is not None) or (checkpoint is None) != (layer is None):
@@ -64,6 +67,9 @@ def features(
             jobs=jobs,
             device=device,
             seconds_per_batch=seconds_per_batch,
+            precision=precision,
+            window=window,
+            context=context,
         )
     print(f"Features: {output}\nnext: speechssl kmeans {output} -k 100 -o kmeans.safetensors")
 

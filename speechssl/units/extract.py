@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -20,12 +20,15 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
+from speechssl.batch import Batch
 from speechssl.checkpoint import find_checkpoint, load_checkpoint, read_record
 from speechssl.config import DataConfig
 from speechssl.data.arrays import growing_array
-from speechssl.data.audio import AudioError, read_waveform
+from speechssl.data.audio import AudioError
 from speechssl.data.dataset import padded_batches
 from speechssl.data.manifest import Manifest, Utterance
+from speechssl.data.recordings import Segment, window_batches
+from speechssl.data.windows import CONTEXT, SECONDS, Cutting
 from speechssl.device import pick_device
 from speechssl.nn.encoder import Encoder
 from speechssl.units.features import (
@@ -40,10 +43,12 @@ from speechssl.units.features import (
 )
 
 MFCC_HOP_MS, MFCC_WINDOW_MS, NUM_CEPS = 10, 25, 13
+DELTA_FRAMES = 4  # to either side: what deltas of deltas see
 
 T = TypeVar("T")
 Task = tuple[int, Manifest]  # a shard's number, and its utterances
-Encode = Callable[[Manifest], Iterator[tuple[str, np.ndarray | str]]]  # ids, and (F, D) or why there is none
+# Ids, and (F, D) or why there is none; a long utterance comes in several parts, one behind the other.
+Encode = Callable[[Manifest], Iterator[tuple[str, np.ndarray | str]]]
 
 
 def mfcc(waveform: Tensor, sample_rate: int) -> Tensor:
@@ -104,15 +109,22 @@ def extract_layer(
     jobs: int,
     device: str | None = None,
     seconds_per_batch: float = 60.0,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    window: float = SECONDS,
+    context: float = CONTEXT,
 ) -> None:
     """Writes a layer of a checkpoint's encoder, in half precision, into a features folder.
 
     Args:
         layer: 0 = input of the context network's first block, i = output of block i after residual and norm.
         device: "cpu", "cuda", ...; None: a GPU where there is one. Several `jobs` share it.
+        seconds_per_batch: largest batch in seconds of audio, padding included, if one window does not pass it.
+        precision: of the encoder's products.
+        window, context: seconds. What lasts longer than `window` is read in such windows, of which `context` at each
+            inner edge is left out: see docs/long.md.
 
     Raises:
-        FeaturesError: no such layer, or not a device; CheckpointError, ManifestError.
+        FeaturesError: no such layer, or not a device; CheckpointError, ManifestError, WindowError.
     """
     manifest = Manifest.read(manifest_path)
     checkpoint_path = find_checkpoint(checkpoint_path)
@@ -120,9 +132,11 @@ def extract_layer(
     config, encoder = _loaded(checkpoint_path, where)
     if not 0 <= layer <= encoder.num_layers:
         raise FeaturesError(f"{checkpoint_path}: has layers 0 to {encoder.num_layers}, and no layer {layer}.")
-    shards = shards_of(manifest, shard_hours)
+    shards, sees = shards_of(manifest, shard_hours), encoder.feature_encoder.receptive_field
+    cutting = Cutting.of(encoder.hop, sees, config.sample_rate, seconds=window, context=context)
+    any_long = any(cutting.is_long(u.length_at(config.sample_rate)) for u in manifest)
     with torch.no_grad():
-        one_frame = torch.zeros(1, encoder.feature_encoder.receptive_field, device=where)
+        one_frame = torch.zeros(1, sees, device=where)
         dim = encoder(one_frame, num_layers=layer).layers[layer].shape[-1]
     record = FeaturesRecord(
         kind="layer",
@@ -134,9 +148,12 @@ def extract_layer(
         checkpoint=str(checkpoint_path),
         weights=read_record(checkpoint_path)["sha256"]["objective.safetensors"],
         layer=layer,
+        precision=precision,
+        window=window if any_long else 0.0,
+        context=context if any_long else 0.0,
     )
     workers = 0 if jobs > 1 else 1  # readers beside each process
-    encode = partial(_layer_of, checkpoint_path, layer, where, seconds_per_batch, workers)
+    encode = partial(_layer_of, checkpoint_path, layer, where, cutting, seconds_per_batch, precision, workers)
     _all_shards(folder, record, shards, encode, jobs, np.float16)
 
 
@@ -180,52 +197,80 @@ def _each(make: Callable[[Task], T], tasks: list[Task], jobs: int) -> Iterator[T
 def _make_shard(folder: Path, dim: int, encode: Encode, kind: type, task: Task) -> tuple[int, list[str]]:
     """Writes one shard; returns its number and the sentences about utterances that have no frames."""
     number, manifest = task
-    rows, problems = [], []
+    rows: dict[str, tuple[int, int]] = {}  # id -> its first row, and how many
+    problems: list[str] = []
     with growing_array(shard_path(folder, number), kind, (dim,)) as append:
         for utterance, frames in encode(manifest):
             if isinstance(frames, str):
                 problems.append(frames)
+                rows.pop(utterance, None)  # its first parts stay in the file, and nothing points to them
                 continue
             frames = frames.astype(kind)
             if not np.isfinite(frames).all():
                 raise FeaturesError(f"{utterance}: its features are not finite numbers in {np.dtype(kind)}.")
-            rows.append((utterance, append(frames), len(frames)))
-    write_index(folder, number, rows)
+            first = append(frames)
+            before, count = rows.get(utterance, (first, 0))
+            rows[utterance] = before, count + len(frames)
+    write_index(folder, number, [(utterance, *place) for utterance, place in rows.items()])
     return number, problems
 
 
 def _mfcc_of(sample_rate: int, every: int, manifest: Manifest) -> Iterator[tuple[str, np.ndarray | str]]:
+    hop, sees = sample_rate * MFCC_HOP_MS // 1000, sample_rate * MFCC_WINDOW_MS // 1000
+    cutting = Cutting(hop, sees, round(SECONDS * 1000) // MFCC_HOP_MS, DELTA_FRAMES)
     for utterance in manifest:
+        recording = Segment(utterance, sample_rate)
+        if not cutting.frames(recording.total):
+            yield utterance.id, _too_short(utterance)
         try:
-            frames = mfcc(read_waveform(utterance, sample_rate), sample_rate)[::every]
-            yield utterance.id, frames.numpy() if len(frames) else _too_short(utterance)
+            for window in cutting.windows(recording.total):
+                frames = mfcc(recording.read(window.start * hop, window.samples), sample_rate)[window.kept()]
+                yield utterance.id, frames[-window.first % every :: every].numpy()
         except AudioError as error:
             yield utterance.id, str(error)
 
 
 def _layer_of(
-    checkpoint_path: Path, layer: int, device: str, seconds_per_batch: float, workers: int, manifest: Manifest
+    checkpoint_path: Path,
+    layer: int,
+    device: str,
+    cutting: Cutting,
+    seconds_per_batch: float,
+    precision: str,
+    workers: int,
+    manifest: Manifest,
 ) -> Iterator[tuple[str, np.ndarray | str]]:
     config, encoder = _loaded(checkpoint_path, device)
-    frames = {u.id: encoder.frame_lengths(u.length_at(config.sample_rate)) for u in manifest}
+    rate = config.sample_rate
+    frames = {u.id: cutting.frames(u.length_at(rate)) for u in manifest}
+
+    def encode(batch: Batch) -> np.ndarray:
+        batch = batch.to(device)
+        with torch.inference_mode(), torch.autocast(batch.waveforms.device.type, torch.bfloat16, precision == "bf16"):
+            output = encoder(batch.waveforms, batch.lengths_or_none, num_layers=layer)
+        return output.layers[layer].float().cpu().numpy()
+
     for utterance in manifest:
         if not frames[utterance.id]:
             yield utterance.id, _too_short(utterance)
-    long_enough = manifest.filter(lambda u: frames[u.id] > 0)
-    if not long_enough:
-        return
+    short = manifest.filter(lambda u: 0 < frames[u.id] <= cutting.size)
     config = replace(config, workers=workers)
-    for loaded in padded_batches(long_enough, config, seconds_per_batch=seconds_per_batch):
+    for loaded in padded_batches(short, config, seconds_per_batch=seconds_per_batch) if short else ():
         for sentence in loaded.problems:
             yield "", sentence
         if loaded.batch is None:
             continue
-        batch = loaded.batch.to(device)
-        with torch.inference_mode():
-            output = encoder(batch.waveforms, batch.lengths_or_none, num_layers=layer)
-        values = output.layers[layer].float().cpu().numpy()
-        for utterance_id, row in zip(batch.ids, values, strict=True):
+        for utterance_id, row in zip(loaded.batch.ids, encode(loaded.batch), strict=True):
             yield utterance_id, row[: frames[utterance_id]]
+    for utterance in manifest.filter(lambda u: frames[u.id] > cutting.size):
+        recording = Segment(utterance, rate)
+        batches = window_batches(recording, cutting, normalize=config.normalize, seconds_per_batch=seconds_per_batch)
+        try:
+            for batch, windows in batches:
+                for window, row in zip(windows, encode(batch), strict=True):
+                    yield utterance.id, row[window.kept()]
+        except AudioError as error:
+            yield utterance.id, str(error)
 
 
 @lru_cache(maxsize=1)

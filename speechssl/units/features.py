@@ -38,6 +38,8 @@ class FeaturesRecord:
     hop: samples from one frame to the next, at sample_rate (Hz).
     manifest: hash of the utterances they are of.
     checkpoint: the run or checkpoint, and its weights' hash; layer: which, by `layers`; for kind "layer" only.
+    precision: of the encoder's products.
+    window, context: seconds, by which the encoder read utterances longer than `window`; 0: there were none.
     num_shards: how many the folder has when it is finished.
     """
 
@@ -51,6 +53,9 @@ class FeaturesRecord:
     weights: str = ""
     layer: int = -1
     layers: str = LAYERS
+    precision: str = "fp32"
+    window: float = 0.0
+    context: float = 0.0
 
     def source(self) -> dict:
         """What the numbers mean, whatever utterances they are of: equal for train and validation."""

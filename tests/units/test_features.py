@@ -11,6 +11,7 @@ from tiny_run import RATE, speech, tiny_config, train_here
 
 from speechssl.data.audio import read_waveform
 from speechssl.data.manifest import Manifest, Utterance
+from speechssl.data.windows import WindowError
 from speechssl.device import DeviceError
 from speechssl.errors import UserError
 from speechssl.extract import load_encoder
@@ -147,6 +148,70 @@ def test_too_short_for_the_encoder(corpus, checkpoint, tmp_path, capsys):
     extract_layer(checkpoint, 1, tmp_path / "short.jsonl", tmp_path / "layer", **SHARDS, device="cpu")
     assert "short: too short for one frame" in capsys.readouterr().out
     assert len(Features(tmp_path / "layer")) == 0
+
+
+# ---------------------------------------------------------------------------------------------------- long recordings
+
+
+@pytest.mark.parametrize("hop_ms", [10, 30])
+def test_mfcc_of_long_recordings_are_those_of_the_whole(corpus, tmp_path, monkeypatch, hop_ms):
+    extract_mfcc(corpus.manifest, tmp_path / "whole", hop_ms=hop_ms, **SHARDS)
+    monkeypatch.setattr(extract, "SECONDS", 0.3)
+    extract_mfcc(corpus.manifest, tmp_path / "windows", hop_ms=hop_ms, **SHARDS)
+    whole, windows = Features(tmp_path / "whole"), Features(tmp_path / "windows")
+    assert windows.index == whole.index
+    for (_, mine), (_, other) in zip(windows.utterances(), whole.utterances(), strict=True):
+        np.testing.assert_allclose(mine, other, atol=1e-3)
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_layers_in_windows_are_those_that_extract_gives(corpus, checkpoint, tmp_path, jobs):
+    """What is short is read whole."""
+    numbers = {"window": 0.8, "context": 0.2}
+    extract_layer(checkpoint, 2, corpus.manifest, tmp_path / "cut", shard_hours=1.0, jobs=jobs, device="cpu", **numbers)
+    features, encoder = Features(tmp_path / "cut"), load_encoder(checkpoint)
+    assert (features.record.window, features.record.context) == (0.8, 0.2)
+    assert sorted(name for name, *_ in features.index) == sorted(u.id for u in corpus.utterances)
+    audio = {u.id: u.audio for u in corpus.utterances}
+    for name, frames in features.utterances():
+        np.testing.assert_allclose(frames, encoder.extract(audio[name], 2, **numbers).numpy(), atol=5e-3)
+    with pytest.raises(FeaturesError, match=r"holds other features \(window is 0.8 there and 0.7 here\)"):
+        extract_layer(
+            checkpoint,
+            2,
+            corpus.manifest,
+            tmp_path / "cut",
+            shard_hours=1.0,
+            jobs=1,
+            device="cpu",
+            window=0.7,
+            context=0.2,
+        )
+    with pytest.raises(WindowError, match=r"windows of 0.3 s leave nothing between 0.2 s"):
+        extract_layer(checkpoint, 2, corpus.manifest, tmp_path / "no", **SHARDS, device="cpu", window=0.3, context=0.2)
+
+
+def test_what_breaks_off_in_a_later_window_has_no_features(corpus, checkpoint, tmp_path, capsys):
+    whole = corpus.utterances[7]
+    claimed = replace(whole, id="truncated", num_samples=whole.num_samples + 800)
+    Manifest.of([claimed, whole]).write(tmp_path / "m.jsonl")
+    numbers = {"window": 0.6, "context": 0.1, "shard_hours": 1.0, "jobs": 1, "device": "cpu"}
+    extract_layer(checkpoint, 1, tmp_path / "m.jsonl", tmp_path / "layer", **numbers)
+    assert "1 utterances have no features" in capsys.readouterr().out
+    features = Features(tmp_path / "layer")
+    assert [name for name, *_ in features.index] == [whole.id]
+    expected = load_encoder(checkpoint).extract(whole.audio, 1, window=0.6, context=0.1)
+    np.testing.assert_allclose(features.read(0), expected.numpy(), atol=5e-3)
+
+
+def test_half_precision_is_near_and_recorded(corpus, checkpoint, tmp_path):
+    for precision in ("fp32", "bf16"):
+        extract_layer(checkpoint, 1, corpus.manifest, tmp_path / precision, **SHARDS, device="cpu", precision=precision)
+    single, half = Features(tmp_path / "fp32"), Features(tmp_path / "bf16")
+    assert half.record.precision == "bf16"
+    for (_, mine), (_, other) in zip(half.utterances(), single.utterances(), strict=True):
+        np.testing.assert_allclose(mine, other, atol=0.15, rtol=0.1)
+        assert not np.array_equal(mine, other)
 
 
 # ------------------------------------------------------------------------------------------------- stopped and resumed
