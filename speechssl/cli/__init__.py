@@ -33,7 +33,7 @@ def _register() -> None:
     app.add_typer(speaker.speaker_app, name="speaker")
     app.command("vocab")(data.vocab)
     verbs: list[Callable[..., None]] = [train.pretrain, train.finetune, asr.decode, asr.score, train.show]
-    verbs += [asr.compare, asr.rescore]
+    verbs += [asr.compare, asr.rescore, asr.align]
     verbs += [probe.probe, bench.bench, replay.replay]
     verbs += [units.features, units.kmeans, units.units]
     verbs += [page.report, page.serve, page.surprise]

@@ -1,4 +1,4 @@
-"""`speechssl decode`, `rescore`, `score`, `compare`, and `speechssl lm ...`."""
+"""`speechssl decode`, `rescore`, `score`, `compare`, `align`, and `speechssl lm ...`."""
 
 from __future__ import annotations
 
@@ -171,6 +171,34 @@ def compare(
     if output is not None:
         write_whole(output, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
         print(f"Numbers: {output}")
+
+
+def align(
+    checkpoint: Annotated[Path, typer.Argument(help="Run folder or checkpoint of a fine-tuned encoder.")],
+    manifest: Annotated[Path, typer.Argument(help="Manifest (JSON lines) with transcripts.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the times go: one JSON line per utterance.")],
+    reach: Annotated[
+        float, typer.Option(min=0, help="Seconds that a letter grows into the blanks on either side.")
+    ] = 0.05,
+    textgrids: Annotated[Path | None, typer.Option(help="Folder for TextGrids as well, one per utterance.")] = None,
+    items: Annotated[Path | None, typer.Option(help="Item file as well, for `speechssl abx`.")] = None,
+    seconds_per_batch: Annotated[float, typer.Option(min=0.1, help="Largest batch in seconds of audio.")] = 60.0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: a GPU if any.")] = None,
+) -> None:
+    """When each letter and word of known transcripts was said, by a fine-tuned encoder."""
+    from speechssl.asr.align import align_manifest
+
+    align_manifest(
+        checkpoint,
+        manifest,
+        output,
+        reach=reach,
+        textgrids=textgrids,
+        items=items,
+        seconds_per_batch=seconds_per_batch,
+        device=device,
+    )
+    print(f"Alignment: {output}\nnext: speechssl probe RUN --alignment {output} --train TRAIN --test TEST -o PROBE")
 
 
 @lm_app.command()

@@ -100,7 +100,7 @@ def units(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the units.")],
     labels: Annotated[
         Path | None,
-        typer.Option(help="Aligned phones or letters (.ctm: utterance channel start duration label): print purity."),
+        typer.Option(help="Where letters or phones are said (of `speechssl align`, or a .ctm file): print purity."),
     ] = None,
 ) -> None:
     """Give every frame the number of its cluster; with labels, say how well the two agree."""
@@ -108,9 +108,10 @@ def units(
     from rich.console import Console
     from rich.table import Table
 
-    from speechssl.units.assign import count_labels, make_units, purity, read_labels, usage
+    from speechssl.data.alignment import read_alignment
+    from speechssl.units.assign import count_labels, make_units, purity, usage
 
-    aligned = None if labels is None else read_labels(labels)
+    aligned = None if labels is None else read_alignment(labels)
     made = make_units(folders, kmeans, output)
     counts = usage(made)
     share = counts[counts > 0] / max(counts.sum(), 1)

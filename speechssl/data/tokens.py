@@ -119,6 +119,18 @@ class Tokenizer:
             return " ".join(self._processor.decode([int(i) for i in ids]).split())
         return " ".join("".join(self.symbols[i] for i in ids).replace(BOUNDARY, " ").split())
 
+    def words(self, ids: Sequence[int]) -> list[list[int]]:
+        """The places in `ids` of each word's tokens, in order; the boundary token belongs to no word."""
+        places: list[list[int]] = [[]]
+        for place, token in enumerate(ids):
+            if token == self.boundary:
+                places.append([])
+                continue
+            if self.symbols[token].startswith(SPACE_MARK):
+                places.append([])
+            places[-1].append(place)
+        return [word for word in places if word]
+
     # ------------------------------------------------------------------------------------------------- plain data
 
     def to_dict(self) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class UnitsError(UserError):
 class UnitsRecord:
     """
     hop: samples from one unit to the next, at sample_rate (Hz).
+    sees: samples that a unit's frame sees, from i * hop on; 0: not known, taken to be hop.
     num_units: how many different ones there are; they are numbered from 0.
     source: what they were made from, as plain data: features (MFCC, or a checkpoint and its layer) and clusters.
     """
@@ -42,6 +43,11 @@ class UnitsRecord:
     sample_rate: int
     num_units: int
     source: dict = field(default_factory=dict)
+    sees: int = field(default=0, compare=False)  # follows from the source
+
+    def middles(self, count: int) -> np.ndarray:
+        """(count,) seconds: the middle of what each unit's frame sees."""
+        return (np.arange(count) * self.hop + (self.sees or self.hop) / 2) / self.sample_rate
 
 
 class Units:
@@ -110,12 +116,16 @@ def read_record(folder: str | Path) -> UnitsRecord:
             raise UnitsError(f"{path}: written by another version of speechssl; make the units again.")
         record = UnitsRecord(**data)
         sound = all(isinstance(n, int) and n > 0 for n in (record.hop, record.sample_rate, record.num_units))
+        sound = sound and isinstance(record.sees, int) and record.sees >= 0
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UnitsError):
             raise
         raise UnitsError(f"{path}: cannot be read: {error}; make the units again.") from None
     if not sound:
-        raise UnitsError(f"{path}: hop, sample_rate and num_units must be whole numbers from 1; make the units again.")
+        raise UnitsError(
+            f"{path}: hop, sample_rate and num_units must be whole numbers from 1, and sees from 0; "
+            "make the units again."
+        )
     return record
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from speechssl.data.tokens import SPACE_MARK, Tokenizer
+from speechssl.data.tokens import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -32,20 +32,8 @@ def words_of(log_probs: np.ndarray, tokenizer: Tokenizer, seconds_per_frame: flo
             spans.append((token, frame, frame + count))
         frame += count
     words = []
-    for group in _split(spans, tokenizer):
+    for places in tokenizer.words([token for token, _, _ in spans]):
+        group = [spans[place] for place in places]
         if text := tokenizer.decode([token for token, _, _ in group]):
             words.append(Word(text, group[0][1] * seconds_per_frame, group[-1][2] * seconds_per_frame))
     return words
-
-
-def _split(spans: list[tuple[int, int, int]], tokenizer: Tokenizer) -> list[list[tuple[int, int, int]]]:
-    """At the boundary token, which belongs to no word; or before each piece that begins one."""
-    groups: list[list[tuple[int, int, int]]] = [[]]
-    for span in spans:
-        if span[0] == tokenizer.boundary:
-            groups.append([])
-            continue
-        if tokenizer.symbols[span[0]].startswith(SPACE_MARK):
-            groups.append([])
-        groups[-1].append(span)
-    return [group for group in groups if group]

@@ -13,14 +13,10 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from speechssl.data.alignment import AlignmentError, Interval
 from speechssl.data.units import Units, UnitsError, UnitsRecord, read_record, write_units
-from speechssl.errors import UserError
 from speechssl.units.features import Features
 from speechssl.units.kmeans import KMeans, open_features, read_kmeans
-
-
-class LabelsError(UserError):
-    """A label file that cannot be used. The message names the file, the line and the reason."""
 
 
 def make_units(folders: Sequence[Path], kmeans_path: Path, output: Path) -> Units:
@@ -48,6 +44,7 @@ def make_units(folders: Sequence[Path], kmeans_path: Path, output: Path) -> Unit
             "manifests": [features.record.manifest for features in sets],
             "kmeans": kmeans.made_with,
         },
+        sees=sets[0].record.sees,
     )
     if output.exists():
         if read_record(output) != record:
@@ -110,55 +107,19 @@ def purity(counts: np.ndarray) -> Purity:
     )
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A label from `start` up to `end`, in seconds from the utterance's beginning."""
-
-    start: float
-    end: float
-    label: str
-
-
-def read_labels(path: str | Path) -> dict[str, list[Interval]]:
-    """Reads a .ctm file: one line per label, `utterance channel start duration label`, in seconds.
-
-    Raises LabelsError with file and line.
-    """
-    labels: dict[str, list[Interval]] = {}
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise LabelsError(f"{path}: cannot be read: {error}.") from None
-    for number, line in enumerate(lines, 1):
-        columns = line.split()
-        if not columns or line.startswith(";;"):
-            continue
-        try:
-            utterance, _, start, duration, label = columns[:5]
-            interval = Interval(float(start), float(start) + float(duration), label)
-        except ValueError:
-            raise LabelsError(
-                f"{path}, line {number}: not `utterance channel start duration label`, with times in seconds."
-            ) from None
-        labels.setdefault(utterance, []).append(interval)
-    if not labels:
-        raise LabelsError(f"{path}: holds no labels.")
-    return labels
-
-
 def count_labels(units: Units, labels: Mapping[str, Iterable[Interval]]) -> np.ndarray:
-    """(P, V): how often each label meets each unit; a unit's time is the middle of its hop.
+    """(P, V): how often each label meets each unit; a unit's time is the middle of what its frame sees.
 
-    Raises LabelsError: not one labelled utterance has units.
+    Raises AlignmentError: not one labelled utterance has units.
     """
     names = {name: i for i, name in enumerate(sorted({i.label for row in labels.values() for i in row}))}
     counts = np.zeros((len(names), units.record.num_units), dtype=np.int64)
     for utterance, intervals in labels.items():
         numbers = units.read(utterance)
-        middle = (np.arange(len(numbers)) + 0.5) * units.record.hop / units.record.sample_rate
+        middle = units.record.middles(len(numbers))
         for interval in intervals:
             inside = numbers[(middle >= interval.start) & (middle < interval.end)]
             counts[names[interval.label]] += np.bincount(inside, minlength=counts.shape[1])
     if not counts.any():
-        raise LabelsError(f"not one labelled utterance has units in {units.folder}; its ids must be the manifest's.")
+        raise AlignmentError(f"not one labelled utterance has units in {units.folder}; its ids must be the manifest's.")
     return counts

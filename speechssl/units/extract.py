@@ -94,6 +94,7 @@ def extract_mfcc(
         dim=3 * NUM_CEPS,
         num_shards=len(shards),
         manifest=manifest_hash(manifest),
+        sees=sample_rate * MFCC_WINDOW_MS // 1000,
     )
     encode = partial(_mfcc_of, sample_rate, hop_ms // MFCC_HOP_MS)
     _all_shards(folder, record, shards, encode, jobs, np.float32)
@@ -148,6 +149,7 @@ def extract_layer(
         checkpoint=str(checkpoint_path),
         weights=read_record(checkpoint_path)["sha256"]["objective.safetensors"],
         layer=layer,
+        sees=encoder.feature_encoder.receptive_field,
         precision=precision,
         window=window if any_long else 0.0,
         context=context if any_long else 0.0,

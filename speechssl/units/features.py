@@ -36,6 +36,7 @@ class FeaturesRecord:
     """
     kind: "mfcc" or "layer".
     hop: samples from one frame to the next, at sample_rate (Hz).
+    sees: samples that a frame sees, from i * hop on; 0: not known.
     manifest: hash of the utterances they are of.
     checkpoint: the run or checkpoint, and its weights' hash; layer: which, by `layers`; for kind "layer" only.
     precision: of the encoder's products.
@@ -53,6 +54,7 @@ class FeaturesRecord:
     weights: str = ""
     layer: int = -1
     layers: str = LAYERS
+    sees: int = 0
     precision: str = "fp32"
     window: float = 0.0
     context: float = 0.0
@@ -93,7 +95,7 @@ def claim(folder: Path, record: FeaturesRecord) -> None:
     """Makes the folder, or checks that what lies in it is the same work begun. Raises FeaturesError."""
     if (folder / RECORD).is_file():
         old, new = asdict(read_record(folder)), asdict(record)
-        changed = [name for name in new if old[name] != new[name] and name != "checkpoint"]
+        changed = [name for name in new if old[name] != new[name] and name not in ("checkpoint", "sees")]
         if changed:
             name = changed[0]
             raise FeaturesError(

@@ -1,14 +1,16 @@
-"""How well units agree with labels, against loops over the definitions; and label files."""
+"""How well units agree with labels, against loops over the definitions."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from speechssl.data.alignment import AlignmentError, Interval
 from speechssl.data.units import Units, UnitsRecord, write_units
-from speechssl.units.assign import Interval, LabelsError, count_labels, purity, read_labels, usage
+from speechssl.units.assign import count_labels, purity, usage
 
 RECORD = UnitsRecord(hop=160, sample_rate=16_000, num_units=4)  # one every 10 ms
 
@@ -57,24 +59,18 @@ def test_counting(units):
     }
     assert count_labels(units, labels).tolist() == [[2, 0, 0, 0], [0, 2, 1, 2]]
     assert usage(units).tolist() == [2, 2, 1, 2]
-    with pytest.raises(LabelsError, match="not one labelled utterance has units"):
+    with pytest.raises(AlignmentError, match="not one labelled utterance has units"):
         count_labels(units, {"c": [Interval(0.0, 1.0, "x")]})
 
 
-def test_label_files(tmp_path):
-    path = tmp_path / "phones.ctm"
-    path.write_text(";; made by an aligner\na 1 0.00 0.02 AH\n\na 1 0.02 0.03 B 0.9\nb A 1 2 C\n")
-    assert read_labels(path) == {
-        "a": [Interval(0.0, 0.02, "AH"), Interval(0.02, 0.05, "B")],
-        "b": [Interval(1.0, 3.0, "C")],
-    }
-    for text, message in (
-        ("a 1 0.0 0.1\n", "line 1: not `utterance channel start duration label`"),
-        ("a 1 0.0 0.1 x\na 1 zero 0.1 x\n", "line 2"),
-        ("\n", "holds no labels"),
-    ):
-        path.write_text(text)
-        with pytest.raises(LabelsError, match=message):
-            read_labels(path)
-    with pytest.raises(LabelsError, match="cannot be read"):
-        read_labels(tmp_path / "nothing.ctm")
+def test_a_unit_is_said_in_the_middle_of_what_its_frame_sees(tmp_path):
+    record = replace(RECORD, sees=480)
+    write_units(tmp_path / "units", record, [("a", np.array([0, 1, 2]))])
+    units = Units(tmp_path / "units")
+    assert units.record.sees == 480
+    assert units.record.middles(3) == pytest.approx([0.015, 0.025, 0.035])
+    assert RECORD.middles(2) == pytest.approx([0.005, 0.015])  # not known what it sees: its hop
+    assert count_labels(units, {"a": [Interval(0.0, 0.02, "x"), Interval(0.02, 0.05, "y")]}).tolist() == [
+        [1, 0, 0, 0],
+        [0, 1, 1, 0],
+    ]
