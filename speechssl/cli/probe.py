@@ -34,8 +34,21 @@ def probe(
     test: TestManifest,
     output: OutputFolder,
     label: Annotated[
-        str, typer.Option(help="speaker, text, another column, or folder:1 (the first folder of the id).")
-    ] = "speaker",
+        str | None,
+        typer.Option(
+            help="speaker, text, another column, or folder:1 (the first folder of the id).", show_default="speaker"
+        ),
+    ] = None,
+    alignment: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Probe single frames for letters or phones: a file of `speechssl align`, or a .ctm file; "
+            "once more for a second one."
+        ),
+    ] = None,
+    examples: Annotated[
+        int, typer.Option(min=2, help="With --alignment: most letters of each manifest, drawn at random.")
+    ] = 10_000,
     hidden: Annotated[bool, typer.Option(help="Also a classifier with one hidden layer.")] = True,
     random_seeds: RandomSeeds = 3,
     labels_per_class: PerClass = "",
@@ -46,12 +59,16 @@ def probe(
     seconds_per_batch: Batch = 60.0,
     force: Force = False,
 ) -> None:
-    """What a frozen encoder knows of a label: every layer, beside random weights and log-mel statistics."""
+    """What a frozen encoder knows of a label: every layer, beside random weights and log-mel."""
+    from speechssl.probe.moments import ALIGNED, Alignments
     from speechssl.probe.probing import ProbeSettings
     from speechssl.probe.probing import probe as run_probe
 
+    if label and alignment:
+        raise UserError("--label names a column and --alignment a file of labels; give one of them.")
+    alignments = Alignments(tuple(alignment), most=examples, seed=seed) if alignment else None
     settings = ProbeSettings(
-        label=label,
+        label=ALIGNED if alignment else label or "speaker",
         classifiers=("linear", "hidden") if hidden else ("linear",),
         random_seeds=random_seeds,
         labels_per_class=numbers(labels_per_class, "--labels-per-class"),
@@ -60,7 +77,15 @@ def probe(
         seed=seed,
     )
     result = run_probe(
-        run, train, test, output, settings, device=device, seconds_per_batch=seconds_per_batch, force=force
+        run,
+        train,
+        test,
+        output,
+        settings,
+        device=device,
+        seconds_per_batch=seconds_per_batch,
+        force=force,
+        alignments=alignments,
     )
     show(result)
     print(f"All rows: {output}")
@@ -101,12 +126,15 @@ def show(result: ProbeResult) -> None:
             table.add_row(point, *(percent(curves[features][point]) for features in named))
         table.add_row("all", *(percent(result.at_chosen(features, classifiers[0])) for features in named))
         console.print(table)
+    things = facts.get("examples", "utterances")
     print(
-        f"{facts['num_test']} test utterances, {facts['classes']} classes, {facts['num_train']} training utterances; "
+        f"{facts['num_test']} test {things}, {facts['classes']} classes, {facts['num_train']} training {things}; "
         f"always the commonest label: {100 * facts['chance']:.1f}%.\n"
-        f"Chosen: the layer that is best on {facts['held_out']} of train held out. Intervals are over test utterances; "
+        f"Chosen: the layer that is best on {facts['held_out']} of train held out. Intervals are over test {things}; "
         "where these come from few speakers, other speakers may differ by more."
     )
+    if facts.get("note"):
+        print(facts["note"])
     if facts["problems"]:
         print(f"{len(facts['problems'])} utterances could not be used: {facts['problems'][0]}")
 

@@ -50,7 +50,8 @@ def _layers(place: int, name: str, kind: str, result: ProbeResult) -> Chart:
     if (level := result.at_layer(LOG_MEL, "log-mel", kind)) is not None:
         levels.append(("log-mel", 100 * level.mean))
     label = result.facts["settings"]["label"]
-    note = f"{result.facts['classes']} classes, {result.facts['num_test']} test utterances; {kind} classifier"
+    things = result.facts.get("examples", "utterances")
+    note = f"{result.facts['classes']} classes, {result.facts['num_test']} test {things}; {kind} classifier"
     title = f"{name}: {label} %, layer by layer" if label not in name else f"{name} %, layer by layer"
     return Chart(f"probe-{place}-{kind}", title, series, "layer", note, levels, x_names=layers)
 

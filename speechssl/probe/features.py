@@ -1,4 +1,4 @@
-"""Pooled features of whole manifests, computed once and kept: mean and deviation over time of every layer.
+"""Features of whole manifests, computed once and kept: every layer's mean and deviation over time, or single frames.
 
 Shapes: B utterances, T samples, F frames, D channels, N utterances of a manifest.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -53,8 +53,28 @@ class Source:
 
 
 @dataclass(frozen=True)
+class FrameSource(Source):
+    """What says something of every frame; `pool` gives mean and deviation over them.
+
+    Attributes:
+        hop: samples from one frame to the next; frame i sees `least` samples from i * hop on.
+        frames: Batch -> named frames, (B, F, D) each, and their lengths (B,) or None.
+    """
+
+    hop: int
+    frames: Callable[[Batch], tuple[Mapping[str, Tensor], Tensor | None]]
+
+    def middles(self, count: int) -> np.ndarray:
+        """(count,) seconds: the middle of what each frame sees."""
+        return (np.arange(count) * self.hop + self.least / 2) / self.hears.sample_rate
+
+
+@dataclass(frozen=True)
 class Features:
-    """Vectors (N, D) by layer, of the utterances `ids`, in the manifest's order; `problems`: why others are absent."""
+    """Vectors (N, D) by layer, of the utterances `ids`, in the manifest's order; `problems`: why others are absent.
+
+    Of single frames `ids` are the names of the moments.
+    """
 
     ids: tuple[str, ...]
     layers: dict[str, np.ndarray]
@@ -67,21 +87,22 @@ class Features:
         return Features(tuple(ids), {k: v[rows] for k, v in self.layers.items()}, self.problems)
 
 
-def encoder_source(encoder: Encoder, hears: DataConfig, device: torch.device) -> Source:
+def encoder_source(encoder: Encoder, hears: DataConfig, device: torch.device) -> FrameSource:
     """Layers "0" (what enters the context network), "1", ... of an encoder, and "latents" (the feature encoder's)."""
     encoder = encoder.eval().to(device)
 
-    def pool(batch: Batch) -> dict[str, Tensor]:
+    def frames(batch: Batch) -> tuple[dict[str, Tensor], Tensor | None]:
         output = encoder(batch.waveforms, batch.lengths_or_none)
         named = {"latents": output.latents} | {str(i): layer for i, layer in enumerate(output.layers)}
-        return {name: statistics_pool(frames, output.lengths) for name, frames in named.items()}
+        return named, output.lengths
 
     key = fingerprint(encoder, repr(encoder.config), hears.sample_rate, hears.normalize, "statistics")
-    return Source(key, hears, encoder.feature_encoder.receptive_field, device, pool)
+    sees = encoder.feature_encoder.receptive_field
+    return FrameSource(key, hears, sees, device, _statistics(frames), encoder.hop, frames)
 
 
-def log_mel_source(hears: DataConfig, device: torch.device, num_bins: int = 80) -> Source:
-    """Mean and deviation of log-mel (25 ms windows every 10 ms), with the level and colour that a front end removes."""
+def log_mel_source(hears: DataConfig, device: torch.device, num_bins: int = 80) -> FrameSource:
+    """Log-mel (25 ms windows every 10 ms), with the level and colour that a front end removes."""
     from torchaudio.transforms import MelSpectrogram
 
     hears = replace(hears, normalize=False)
@@ -90,11 +111,20 @@ def log_mel_source(hears: DataConfig, device: torch.device, num_bins: int = 80) 
         hears.sample_rate, n_fft=window, win_length=window, hop_length=hop, n_mels=num_bins, center=False
     ).to(device)
 
-    def pool(batch: Batch) -> dict[str, Tensor]:
-        frames = (mel(batch.waveforms) + 1e-6).log().transpose(1, 2)  # (B, F, D)
-        return {"log-mel": statistics_pool(frames, (batch.lengths - window) // hop + 1)}
+    def frames(batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        log_mel = (mel(batch.waveforms) + 1e-6).log().transpose(1, 2)  # (B, F, D)
+        return {"log-mel": log_mel}, (batch.lengths - window) // hop + 1
 
-    return Source(fingerprint(None, "log-mel", num_bins, hears.sample_rate), hears, window, device, pool)
+    key = fingerprint(None, "log-mel", num_bins, hears.sample_rate)
+    return FrameSource(key, hears, window, device, _statistics(frames), hop, frames)
+
+
+def _statistics(frames: Callable[[Batch], tuple[Mapping[str, Tensor], Tensor | None]]):
+    def pool(batch: Batch) -> dict[str, Tensor]:
+        named, lengths = frames(batch)
+        return {name: statistics_pool(layer, lengths) for name, layer in named.items()}
+
+    return pool
 
 
 def fingerprint(module: nn.Module | None, *facts) -> str:
@@ -106,18 +136,32 @@ def fingerprint(module: nn.Module | None, *facts) -> str:
     return digest.hexdigest()[:20]
 
 
-def extract(source: Source, manifest: Manifest, cache: Path, *, title: str, seconds_per_batch: float) -> Features:
+Moments = Mapping[str, Mapping[str, float]]  # utterance -> name of a moment -> seconds from its beginning
+
+
+def extract(
+    source: Source,
+    manifest: Manifest,
+    cache: Path,
+    *,
+    title: str,
+    seconds_per_batch: float,
+    moments: Moments | None = None,
+) -> Features:
     """The features of every utterance that can be read, from `cache` if they lie there.
 
+    moments: take the frame nearest to each instead of the whole utterance; `source` is a FrameSource then.
     Raises FeatureError: not one could be read.
     """
     listed = "\n".join(f"{u.id}\t{u.audio}\t{u.start}\t{u.num_samples}\t{u.byte_range}" for u in manifest)
+    if moments is not None:
+        listed += repr({name: dict(times) for name, times in moments.items()})
     path = cache / f"{source.key}-{hashlib.sha256(listed.encode()).hexdigest()[:20]}.npz"
     if path.is_file():
         with np.load(path, allow_pickle=False) as file:
             layers = {name.removeprefix("layer/"): file[name] for name in file.files if name.startswith("layer/")}
             return Features(tuple(file["ids"].tolist()), layers, tuple(file["problems"].tolist()))
-    features = _compute(source, manifest, title, seconds_per_batch)
+    features = _compute(source, manifest, title, seconds_per_batch, moments)
     buffer = io.BytesIO()
     arrays = {"ids": np.array(features.ids), "problems": np.array(features.problems, dtype=str)}
     np.savez(buffer, **arrays, **{f"layer/{k}": v for k, v in features.layers.items()})  # type: ignore[arg-type]
@@ -128,24 +172,55 @@ def extract(source: Source, manifest: Manifest, cache: Path, *, title: str, seco
     return features
 
 
-def _compute(source: Source, manifest: Manifest, title: str, seconds_per_batch: float) -> Features:
+def batches(
+    source: Source, manifest: Manifest, problems: list[str], *, title: str, seconds_per_batch: float
+) -> Iterator[Batch]:
+    """Batches, on the source's device, of the utterances that it can take; adds to `problems` why others are absent."""
     short = {u.id for u in manifest if u.length_at(source.hears.sample_rate) < source.least}
-    problems = [f"{u.id}: too short for one frame ({u.seconds:.3f} s)." for u in manifest if u.id in short]
+    problems += [f"{u.id}: too short for one frame ({u.seconds:.3f} s)." for u in manifest if u.id in short]
     long_enough = manifest.filter(lambda u: u.id not in short)
-    rows: dict[str, dict[str, np.ndarray]] = {}  # id -> layer -> (D,)
-    with Progress(console=Console(stderr=True)) as progress, torch.inference_mode():
+    with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task(title, total=len(manifest), completed=len(short))
-        batches = padded_batches(long_enough, source.hears, seconds_per_batch=seconds_per_batch) if long_enough else ()
-        for loaded in batches:
+        read = padded_batches(long_enough, source.hears, seconds_per_batch=seconds_per_batch) if long_enough else ()
+        for loaded in read:
             problems += loaded.problems
             if loaded.batch is not None:
-                pooled = source.pool(loaded.batch.to(source.device))
-                vectors = {layer: of_layer.float().cpu().numpy() for layer, of_layer in pooled.items()}
-                for row, name in enumerate(loaded.batch.ids):
-                    rows[name] = {layer: of_layer[row] for layer, of_layer in vectors.items()}
-            progress.update(task, completed=len(rows) + len(problems))
+                yield loaded.batch.to(source.device)
+            progress.advance(task, len(loaded.problems) + (0 if loaded.batch is None else len(loaded.batch.ids)))
+
+
+@torch.inference_mode()
+def _compute(
+    source: Source, manifest: Manifest, title: str, seconds_per_batch: float, moments: Moments | None
+) -> Features:
+    problems: list[str] = []
+    rows: dict[str, dict[str, np.ndarray]] = {}  # id, or name of a moment -> layer -> (D,)
+    for batch in batches(source, manifest, problems, title=title, seconds_per_batch=seconds_per_batch):
+        if moments is None:
+            vectors = {layer: of_layer.float().cpu().numpy() for layer, of_layer in source.pool(batch).items()}
+            for row, name in enumerate(batch.ids):
+                rows[name] = {layer: of_layer[row] for layer, of_layer in vectors.items()}
+        else:
+            assert isinstance(source, FrameSource)
+            for name, layers in frames_of(source, batch):
+                middles = source.middles(len(next(iter(layers.values()))))
+                for moment, seconds in moments.get(name, {}).items():
+                    nearest = int(np.abs(middles - seconds).argmin())
+                    rows[moment] = {layer: of_layer[nearest].copy() for layer, of_layer in layers.items()}
     if not rows:
-        raise FeatureError(f"not one of {len(manifest)} utterances could be used: {problems[0]}")
-    ids = tuple(u.id for u in manifest if u.id in rows)
+        reason = problems[0] if problems else "none of them has a label"
+        raise FeatureError(f"not one of {len(manifest)} utterances could be used: {reason}")
+    wanted = [u.id for u in manifest] if moments is None else [m for u in manifest for m in moments.get(u.id, {})]
+    ids = tuple(name for name in wanted if name in rows)
     layers = {layer: np.stack([rows[name][layer] for name in ids]) for layer in next(iter(rows.values()))}
     return Features(ids, layers, tuple(problems))
+
+
+def frames_of(source: FrameSource, batch: Batch) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Each utterance's id and its frames (F, D) by layer, without padding."""
+    named, lengths = source.frames(batch)
+    on_host = {layer: of_layer.float().cpu().numpy() for layer, of_layer in named.items()}
+    size = next(iter(on_host.values())).shape[1]
+    counts = [size] * len(batch.ids) if lengths is None else lengths.tolist()
+    for row, (name, count) in enumerate(zip(batch.ids, counts, strict=True)):
+        yield name, {layer: of_layer[row, :count] for layer, of_layer in on_host.items()}

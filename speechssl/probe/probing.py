@@ -1,10 +1,10 @@
-"""Every layer of a frozen encoder under small classifiers, beside random weights and log-mel statistics."""
+"""Every layer of a frozen encoder under small classifiers, beside random weights and log-mel."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from speechssl.device import pick_device
 from speechssl.errors import UserError
 from speechssl.files import write_whole
 from speechssl.probe.classify import Answer, Kind, classify, classify_layer_sum, wilson
-from speechssl.probe.features import Features, Source, encoder_source, extract, log_mel_source
+from speechssl.probe.features import Features, FrameSource, Moments, encoder_source, extract, log_mel_source
 from speechssl.probe.labels import check_same_classes, draw_in_all, draw_per_class, labels_of
+from speechssl.probe.moments import Alignments, train_and_test
 
 TRAINED, RANDOM, LOG_MEL = "trained", "random weights", "log-mel"
 MADE_BY = "speechssl probe"
@@ -84,7 +85,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Rows, and what they were made with: `facts` has classes, chance, num_train, num_test, problems, settings."""
+    """Rows, and what they were made with: `facts` has classes, chance, num_train, num_test, problems, settings.
+
+    With `alignments` they also say "examples": "frames", and "note", a sentence about labels that were left out.
+    """
 
     rows: tuple[Row, ...]
     facts: dict[str, Any]
@@ -134,18 +138,22 @@ def probe(
     device: str | None = None,
     seconds_per_batch: float = 60.0,
     force: bool = False,
+    alignments: Alignments | None = None,
 ) -> ProbeResult:
     """Probes a run and its baselines; writes `output`/<label>.json, and features into `output`/features.
 
     Does nothing but read the result if this very probe was made there before.
 
+    Args:
+        alignments: probe single frames for the labels of these files, and not whole utterances for a column.
+
     Raises:
         ProbeError: another probe lies there (and `force` is not given), or test utterances are in train.
-        LabelError, FeatureError, ManifestError, CheckpointError.
+        LabelError, AlignmentError, FeatureError, ManifestError, CheckpointError.
     """
     output = Path(output)
     path = output / f"{settings.label.replace(':', '-').replace('/', '-')}.json"
-    asked = describe(run, train, test, settings)
+    asked = describe(run, train, test, settings) | ({} if alignments is None else alignments.record())
     if (known := read_result(path)) is not None and not force:
         if known.facts.get("settings") == asked:
             print(f"{path}: already made, left as it is")
@@ -153,20 +161,35 @@ def probe(
         raise ProbeError(f"{path}: holds another probe; choose another --output or give --force.")
     manifests = Manifest.read(train), Manifest.read(test)
     check_apart(*manifests, str(test))
-    labels = [
-        {u.id: label for u, label in zip(m, labels_of(m, settings.label), strict=True) if label is not None}
-        for m in manifests
-    ]
-    check_same_classes(*(list(of.values()) for of in labels))
     groups = speakers_apart(*manifests) if settings.label != "speaker" else {}
+    facts: dict[str, Any] = {"made_by": MADE_BY, "settings": asked, "held_out": "speakers" if groups else "utterances"}
+    if alignments is None:
+        moments: Sequence[Moments | None] = (None, None)
+        labels = [
+            {u.id: label for u, label in zip(m, labels_of(m, settings.label), strict=True) if label is not None}
+            for m in manifests
+        ]
+    else:
+        examples, note = train_and_test(manifests, (train, test), alignments)
+        labels, moments = [part.labels for part in examples], [part.moments for part in examples]
+        groups = {name: groups.get(u, u) for part in moments for u, names in part.items() for name in names}
+        manifests = examples[0].of(manifests[0]), examples[1].of(manifests[1])
+        facts |= {"examples": "frames", "note": note}
+    check_same_classes(*(list(of.values()) for of in labels))
     rows: list[Row] = []
     problems: dict[str, None] = {}
-    facts: dict[str, Any] = {"made_by": MADE_BY, "settings": asked, "held_out": "speakers" if groups else "utterances"}
     for features, seed, source in sources(load_checkpoint(run), settings.random_seeds, pick_device(device)):
         title = features if features != RANDOM else f"{RANDOM} {seed}"
         read = [
-            extract(source, m, output / "features", title=f"{title}: {part}", seconds_per_batch=seconds_per_batch)
-            for m, part in zip(manifests, ("train", "test"), strict=True)
+            extract(
+                source,
+                m,
+                output / "features",
+                title=f"{title}: {part}",
+                seconds_per_batch=seconds_per_batch,
+                moments=times,
+            )
+            for m, part, times in zip(manifests, ("train", "test"), moments, strict=True)
         ]
         parts = [labelled(found, of, groups) for found, of in zip(read, labels, strict=True)]
         if features == TRAINED:  # what it could not read is left out of the baselines as well
@@ -194,7 +217,7 @@ class Part:
         return self.layers[layer][rows], self.labels[rows]
 
 
-def sources(checkpoint: Checkpoint, random_seeds: int, device: torch.device) -> Iterator[tuple[str, int, Source]]:
+def sources(checkpoint: Checkpoint, random_seeds: int, device: torch.device) -> Iterator[tuple[str, int, FrameSource]]:
     """(what, seed, source) of the trained encoder, of random ones like it, and of log-mel, one at a time."""
     config, hears = checkpoint.config, checkpoint.config.data
     yield TRAINED, 0, encoder_source(checkpoint.objective.encoder, hears, device)
