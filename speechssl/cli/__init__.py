@@ -34,7 +34,7 @@ def _register() -> None:
     app.command("vocab")(data.vocab)
     verbs: list[Callable[..., None]] = [train.pretrain, train.finetune, asr.decode, asr.score, train.show]
     verbs += [asr.compare, asr.rescore, asr.align]
-    verbs += [probe.probe, bench.bench, replay.replay]
+    verbs += [probe.probe, probe.abx, bench.bench, replay.replay]
     verbs += [units.features, units.kmeans, units.units]
     verbs += [page.report, page.serve, page.surprise]
     for verb in verbs:

@@ -1,9 +1,9 @@
-"""`speechssl probe`."""
+"""`speechssl probe` and `abx`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -143,3 +143,52 @@ def percent(interval: Interval | None) -> str:
     if interval is None:
         return ""
     return f"{100 * interval.mean:.1f} ({100 * interval.low:.1f} - {100 * interval.high:.1f})"
+
+
+def abx(
+    run: RunFolder,
+    items: Annotated[Path, typer.Argument(help="Item file (of ZeroSpeech, or of `speechssl align --items`).")],
+    manifest: Annotated[Path, typer.Option(help="Manifest with the utterances that the items name.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File for the result (.json).")],
+    context: Annotated[
+        Literal["within", "any"], typer.Option(help="Compare phones between the same neighbours, or between any.")
+    ] = "within",
+    layer: Annotated[
+        list[str] | None, typer.Option(help="latents, 0, 1, ...; once more for another; none: all.")
+    ] = None,
+    most: Annotated[int, typer.Option(min=2, help="Items of one phone, context and speaker, at random.")] = 10,
+    speakers: Annotated[int, typer.Option(min=1, help="Other speakers for each phone and context, at random.")] = 5,
+    random_seeds: RandomSeeds = 1,
+    seed: Seed = 0,
+    device: Device = None,
+    seconds_per_batch: Batch = 60.0,
+) -> None:
+    """How often a phone is nearer to another kind than to its own (ABX), by every layer; no labels are learnt."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from speechssl.probe.abx_layers import ABXSettings
+    from speechssl.probe.abx_layers import abx as run_abx
+
+    settings = ABXSettings(
+        context=context,
+        most=most,
+        speakers=speakers,
+        random_seeds=random_seeds,
+        layers=tuple(layer or ()),
+        seed=seed,
+    )
+    result = run_abx(run, items, manifest, output, settings, device=device, seconds_per_batch=seconds_per_batch)
+    table, facts = Table("features", "layer", "within speaker %", "across speakers %"), result.facts
+    for row in result.rows:
+        name = f"{row.features} {row.seed}" if row.seed else row.features
+        table.add_row(name, row.layer, *("" if e is None else f"{100 * e:.1f}" for e in (row.within, row.across)))
+    Console().print(table)
+    print(
+        f"ABX error, chance 50: {facts['items']} items, {facts['cells_within']} cells within a speaker and "
+        f"{facts['cells_across']} across, {'the same' if context == 'within' else 'any'} context.\nAll rows: {output}"
+    )
+    if facts["absent"]:
+        print(f"{facts['absent']} items are left out: the manifest has no utterance of that name.")
+    if facts["problems"]:
+        print(f"{len(facts['problems'])} utterances could not be used: {facts['problems'][0]}")
