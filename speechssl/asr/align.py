@@ -41,7 +41,7 @@ class AlignError(UserError):
 
 @dataclass(frozen=True)
 class Aligned:
-    """An utterance's labels (letters or pieces) and words, and the mean probability of its tokens."""
+    """An utterance's labels (letters or pieces) and words, and the geometric mean probability of its tokens."""
 
     labels: list[Interval]
     words: list[Interval]
