@@ -18,13 +18,11 @@ from typing import Any
 from torch import Tensor
 from torchaudio.functional import TokenSpan, forced_align, merge_tokens
 
-from speechssl.asr.decode import Model, transcribe_all
 from speechssl.asr.files import read_settings, settings_path
+from speechssl.asr.model import Model
 from speechssl.asr.search import sha256
-from speechssl.batch import Batch
 from speechssl.checkpoint import load_checkpoint
 from speechssl.data.alignment import Interval, write_textgrid
-from speechssl.data.dataset import padded_batches
 from speechssl.data.items import items_of, write_items
 from speechssl.data.manifest import Manifest
 from speechssl.data.tokens import Tokenizer
@@ -148,19 +146,17 @@ def align_manifest(
     step = encoder.hop / rate / model.objective.config.symbols_per_frame
     first = (encoder.feature_encoder.receptive_field - encoder.hop) / 2 / rate  # a frame is said in the middle it sees
 
-    def align_batch(batch: Batch) -> list[Any]:
-        log_probs, lengths = model.log_probs(batch)
+    def align_all(ids: Sequence[str], rows: list[Tensor]) -> list[Aligned]:
         found = []
-        for name, row, length in zip(batch.ids, log_probs.cpu(), lengths.tolist(), strict=True):
-            spans = align(row[:length], tokens[name])
+        for name, row in zip(ids, rows, strict=True):
+            spans = align(row, tokens[name])
             edges = [(first + span.start * step, first + span.end * step) for span in spans]
             found.append(intervals(spans, tokenizer, widened(edges, reach, seconds[name])))
         return found
 
-    aligned: dict[str, Any] = {}
+    aligned: dict[str, Aligned] = {}
     if len(known):
-        batches = padded_batches(known, model.data, seconds_per_batch=seconds_per_batch)
-        aligned, unread = transcribe_all(batches, align_batch, len(known), title="align")
+        aligned, unread = model.run(known, align_all, title="align")
         problems += unread
     if not aligned:
         raise AlignError(f"{manifest_path}: not one of {len(manifest)} utterances can be aligned: {problems[0]}")
@@ -172,7 +168,7 @@ def align_manifest(
     for u in known:
         if u.id not in aligned:
             continue
-        found: Aligned = aligned[u.id]
+        found = aligned[u.id]
         if textgrids is not None:
             tiers = {settings["labels"]: found.labels, "words": found.words}
             write_textgrid(Path(textgrids) / (u.id.replace("/", "%2F") + ".TextGrid"), u.seconds, tiers)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -128,10 +129,10 @@ def decode_manifest(
                 config = replace(config, **{name: found["tuning"][name] for name in ("lm_weight", "word_score")})
                 _warn_of_overlap(manifest, found["tuning"]["manifest"])
 
-        def spell(best: list[Tensor]) -> list[dict]:
-            return [{"text": tokenizer.decode(collapse(ids))} for ids in best]
+        def spell(ids: Sequence[str], best: list[Tensor]) -> list[dict]:
+            return [{"text": tokenizer.decode(collapse(row))} for row in best]
 
-        def search(log_probs: list[Tensor]) -> list[dict]:
+        def search(ids: Sequence[str], log_probs: list[Tensor]) -> list[dict]:
             assert searchers is not None
             lists = searchers.decode([rows.numpy() for rows in log_probs], config, decoding.nbest)
             nbests = [[asdict(hypothesis) for hypothesis in hypotheses] for hypotheses in lists]
@@ -160,13 +161,11 @@ def _tune(model: Model, searchers: Searchers, manifest_path: str | Path, config:
     labelled = manifest.filter(lambda u: u.text is not None)
     if not len(labelled):
         raise DecodeError(f"{manifest_path}: holds no transcripts, so no weights can be chosen on it.")
-    kept, problems = model.run(
-        labelled, lambda rows: [{"log_probs": row.numpy()} for row in rows], title="encode the dev set"
-    )
+    kept, problems = model.run(labelled, lambda ids, rows: [row.numpy() for row in rows], title="encode the dev set")
     if not kept:
         raise DecodeError(f"{manifest_path}: not one of {len(labelled)} utterances could be read: {problems[0]}")
     references = [model.tokenizer.normalize(u.text or "") for u in labelled if u.id in kept]
-    log_probs = [kept[u.id]["log_probs"] for u in labelled if u.id in kept]
+    log_probs = [kept[u.id] for u in labelled if u.id in kept]
     words = sum(len(text.split()) for text in references)
 
     def texts(weight: float, bonus: float) -> list[str]:

@@ -5,7 +5,7 @@ Shapes: B utterances, F frames (each frame may spell several tokens: then F coun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -69,25 +69,26 @@ class Model:
     def run(
         self,
         manifest: Manifest,
-        transcribe: Callable[[list[Tensor]], list[dict]],
+        transcribe: Callable[[Sequence[str], list[Tensor]], list[Any]],
         *,
         keep: Keep = lambda log_probs: log_probs.float(),
         title: str = "decode",
-    ) -> tuple[dict[str, dict], list[str]]:
+    ) -> tuple[dict[str, Any], list[str]]:
         """What `transcribe` makes of each utterance, by id, and the sentences about those that could not be read.
 
         Args:
-            transcribe: gets the (F, ...) of some utterances, on the CPU: those of a batch, or a long one alone.
+            transcribe: gets the ids and the (F, ...) of some utterances, on the CPU: those of a batch, or a long one
+                alone.
             keep: what is wanted of the log probabilities, taken on the device.
         """
         frames = {u.id: self.cutting.frames(u.length_at(self.data.sample_rate)) for u in manifest}
         problems = [f"{u.id}: too short for one frame ({u.seconds:.3f} s)." for u in manifest if not frames[u.id]]
         long_enough = manifest.filter(lambda u: frames[u.id] > 0)
-        results: dict[str, dict] = {}
+        results: dict[str, Any] = {}
         with Progress(console=Console(stderr=True)) as progress:
             task = progress.add_task(title, total=sum(u.seconds for u in long_enough))
             for ids, rows, unread in self._encode(long_enough, keep, lambda seconds: progress.advance(task, seconds)):
-                results.update(zip(ids, transcribe(rows) if rows else [], strict=True))
+                results.update(zip(ids, transcribe(ids, rows) if rows else [], strict=True))
                 problems += unread
         return results, problems
 

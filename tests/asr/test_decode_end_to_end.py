@@ -117,14 +117,14 @@ def test_windows_spell_what_the_whole_spells(tmp_path, capsys, normalize):
     for name, numbers in (("whole", {}), ("windows", SHORT), ("batches", SHORT)):
         seconds = 60.0 if name == "batches" else 0.1
         model = Model(checkpoint, checkpoint.tokenizer, torch.device("cpu"), "fp32", seconds, **numbers)
-        found[name], problems = model.run(Manifest.read(corpus.manifest), lambda rows: [{"rows": row} for row in rows])
+        found[name], problems = model.run(Manifest.read(corpus.manifest), lambda ids, rows: rows)
         assert not problems
         decode_manifest(run, corpus.manifest, tmp_path / name, device="cpu", seconds_per_batch=seconds, **numbers)
     for utterance in corpus.utterances:
-        whole = found["whole"][utterance.id]["rows"]
+        whole = found["whole"][utterance.id]
         assert len(whole) == 2 * checkpoint.objective.encoder.frame_lengths(utterance.num_samples)
         for name in ("windows", "batches"):
-            torch.testing.assert_close(found[name][utterance.id]["rows"], whole, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(found[name][utterance.id], whole, atol=1e-4, rtol=1e-4)
     assert rows(tmp_path / "whole") == rows(tmp_path / "windows") == rows(tmp_path / "batches")
     assert "windows" not in settings(tmp_path / "whole")
     assert settings(tmp_path / "windows")["windows"] == {"seconds": 0.6, "context": 0.1, "utterances": 2}
