@@ -73,6 +73,7 @@ def test_the_frame_nearest_to_a_moment(data, tmp_path):
     again = extract(encoder_source(encoder, hears, CPU), manifest, tmp_path, **numbers)
     assert all(np.array_equal(again.layers[layer], rows) for layer, rows in found.layers.items())
     mel = extract(log_mel_source(hears, CPU), manifest, tmp_path, **numbers)
+    assert log_mel_source(hears, CPU).middles(2) == pytest.approx([0.0125, 0.0225])  # windows of 25 ms every 10 ms
     assert mel.ids == found.ids  # the same examples, whatever the frame rate
     assert mel.layers["log-mel"].shape == (9, 80)
     pooled = extract(encoder_source(encoder, hears, CPU), manifest, tmp_path, title="", seconds_per_batch=5.0)
