@@ -15,16 +15,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, track
 from torch import Tensor, nn
 
 from speechssl.batch import Batch
 from speechssl.config import DataConfig
+from speechssl.data.audio import AudioError
 from speechssl.data.dataset import padded_batches
-from speechssl.data.manifest import Manifest
+from speechssl.data.manifest import Manifest, Utterance
+from speechssl.data.recordings import Segment, window_batches
+from speechssl.data.windows import CONTEXT, SECONDS, Cutting, Window
 from speechssl.errors import UserError
 from speechssl.nn.encoder import Encoder
-from speechssl.nn.pooling import statistics_pool
+from speechssl.nn.pooling import EPSILON, statistics_pool
 
 FORMAT = "1"  # of the cached files; another one where features are computed in another way
 
@@ -63,6 +66,11 @@ class FrameSource(Source):
 
     hop: int
     frames: Callable[[Batch], tuple[Mapping[str, Tensor], Tensor | None]]
+
+    @property
+    def cutting(self) -> Cutting:
+        """How utterances are cut that are too long to be heard whole."""
+        return Cutting.of(self.hop, self.least, self.hears.sample_rate, seconds=SECONDS, context=CONTEXT)
 
     def middles(self, count: int) -> np.ndarray:
         """(count,) seconds: the middle of what each frame sees."""
@@ -156,6 +164,8 @@ def extract(
     listed = "\n".join(f"{u.id}\t{u.audio}\t{u.start}\t{u.num_samples}\t{u.byte_range}" for u in manifest)
     if moments is not None:
         listed += repr({name: dict(times) for name, times in moments.items()})
+    if any(_is_long(source, u) for u in manifest):
+        listed += f"\n{SECONDS} {CONTEXT}"
     path = cache / f"{source.key}-{hashlib.sha256(listed.encode()).hexdigest()[:20]}.npz"
     if path.is_file():
         with np.load(path, allow_pickle=False) as file:
@@ -195,7 +205,8 @@ def _compute(
 ) -> Features:
     problems: list[str] = []
     rows: dict[str, dict[str, np.ndarray]] = {}  # id, or name of a moment -> layer -> (D,)
-    for batch in batches(source, manifest, problems, title=title, seconds_per_batch=seconds_per_batch):
+    whole, long = (manifest.filter(lambda u, long=long: _is_long(source, u) == long) for long in (False, True))
+    for batch in batches(source, whole, problems, title=title, seconds_per_batch=seconds_per_batch):
         if moments is None:
             vectors = {layer: of_layer.float().cpu().numpy() for layer, of_layer in source.pool(batch).items()}
             for row, name in enumerate(batch.ids):
@@ -203,10 +214,18 @@ def _compute(
         else:
             assert isinstance(source, FrameSource)
             for name, layers in frames_of(source, batch):
-                middles = source.middles(len(next(iter(layers.values()))))
-                for moment, seconds in moments.get(name, {}).items():
-                    nearest = int(np.abs(middles - seconds).argmin())
-                    rows[moment] = {layer: of_layer[nearest].copy() for layer, of_layer in layers.items()}
+                nearest = _nearest(source, moments.get(name, {}), len(next(iter(layers.values()))))
+                for moment, frame in nearest.items():
+                    rows[moment] = {layer: of_layer[frame].copy() for layer, of_layer in layers.items()}
+    for utterance in track(long, f"{title}: long ones", console=Console(stderr=True)) if long else ():
+        assert isinstance(source, FrameSource)
+        try:
+            if moments is None:
+                rows[utterance.id] = _statistics_in_windows(source, utterance, seconds_per_batch)
+            else:
+                rows |= _moments_in_windows(source, utterance, moments.get(utterance.id, {}), seconds_per_batch)
+        except AudioError as error:
+            problems.append(str(error))
     if not rows:
         reason = problems[0] if problems else "none of them has a label"
         raise FeatureError(f"not one of {len(manifest)} utterances could be used: {reason}")
@@ -224,3 +243,63 @@ def frames_of(source: FrameSource, batch: Batch) -> Iterator[tuple[str, dict[str
     counts = [size] * len(batch.ids) if lengths is None else lengths.tolist()
     for row, (name, count) in enumerate(zip(batch.ids, counts, strict=True)):
         yield name, {layer: of_layer[row, :count] for layer, of_layer in on_host.items()}
+
+
+def _nearest(source: FrameSource, times: Mapping[str, float], count: int) -> dict[str, int]:
+    """The frame of `count` whose middle is nearest to each moment."""
+    middles = source.middles(count)
+    return {moment: int(np.abs(middles - seconds).argmin()) for moment, seconds in times.items()}
+
+
+# ------------------------------------------------------------------------------------------------------ long utterances
+
+
+def _is_long(source: Source, utterance: Utterance) -> bool:
+    length = utterance.length_at(source.hears.sample_rate)
+    return isinstance(source, FrameSource) and source.cutting.is_long(length)
+
+
+def _in_windows(
+    source: FrameSource, utterance: Utterance, seconds_per_batch: float
+) -> Iterator[tuple[Window, dict[str, Tensor]]]:
+    """Each window of a long utterance with the frames (F, D) by layer that are kept of it. Raises AudioError."""
+    hears = source.hears
+    recording = Segment(utterance, hears.sample_rate)
+    for batch, windows in window_batches(
+        recording, source.cutting, normalize=hears.normalize, seconds_per_batch=seconds_per_batch
+    ):
+        named, _ = source.frames(batch.to(source.device))
+        for row, window in enumerate(windows):
+            yield window, {layer: of_layer[row, window.kept()].float() for layer, of_layer in named.items()}
+
+
+def _statistics_in_windows(
+    source: FrameSource, utterance: Utterance, seconds_per_batch: float
+) -> dict[str, np.ndarray]:
+    """What `pool` gives (2 D,), by sums over the windows."""
+    sums: dict[str, Tensor] = {}  # (2, D): of the frames, and of their squares
+    count = 0
+    for window, layers in _in_windows(source, utterance, seconds_per_batch):
+        kept = window.stop - window.first
+        count += kept
+        for layer, frames in layers.items():
+            variance, mean = (x.cpu().double() for x in torch.var_mean(frames, 0, correction=0))
+            sums[layer] = sums.get(layer, 0.0) + kept * torch.stack((mean, variance + mean.square()))
+    vectors = {}
+    for layer, total in sums.items():
+        mean, square = total / count
+        vectors[layer] = torch.cat((mean, (square - mean.square()).clamp(min=EPSILON).sqrt())).float().numpy()
+    return vectors
+
+
+def _moments_in_windows(
+    source: FrameSource, utterance: Utterance, times: Mapping[str, float], seconds_per_batch: float
+) -> dict[str, dict[str, np.ndarray]]:
+    """The frame (D,) by layer nearest to each moment."""
+    nearest = _nearest(source, times, source.cutting.frames(utterance.length_at(source.hears.sample_rate)))
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for window, layers in _in_windows(source, utterance, seconds_per_batch) if nearest else ():
+        for moment, frame in nearest.items():
+            if window.first <= frame < window.stop:
+                found[moment] = {k: frames[frame - window.first].cpu().numpy() for k, frames in layers.items()}
+    return found

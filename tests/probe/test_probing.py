@@ -47,6 +47,31 @@ def test_features_are_those_of_each_utterance_alone(data, tmp_path):
             np.testing.assert_allclose(found.layers[name][row], expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+def test_long_utterances_are_heard_in_windows(data, tmp_path, monkeypatch, normalize):
+    """Vectors and single frames: log-mel and what convolutions give are those of the whole; attention is near."""
+    manifest = Manifest.read(data[0])
+    manifest = Manifest.of(manifest.utterances[:3])
+    hears = DataConfig(workers=0, normalize=normalize)
+    sources = [encoder_source(tiny_encoder("layer"), hears, CPU), log_mel_source(hears, CPU)]
+    moments = {u.id: {f"{u.id}#{i}": 0.07 * i for i in range(5)} for u in manifest}
+    found = {}
+    for name, seconds in (("whole", 60.0), ("windows", 0.15)):
+        monkeypatch.setattr(of_features, "SECONDS", seconds)
+        monkeypatch.setattr(of_features, "CONTEXT", 0.04)
+        numbers = {"title": "", "seconds_per_batch": 0.5}
+        pooled = [extract(source, manifest, tmp_path, **numbers) for source in sources]
+        single = [extract(source, manifest, tmp_path, **numbers, moments=moments) for source in sources]
+        assert single[0].ids == tuple(name for times in moments.values() for name in times)
+        found[name] = [parts[0].layers | parts[1].layers for parts in (pooled, single)]
+    assert len(list(tmp_path.iterdir())) == 8, "other windows are other features"
+    for whole, windows in zip(found["whole"], found["windows"], strict=True):
+        for layer in ("latents", "0", "log-mel"):
+            np.testing.assert_allclose(windows[layer], whole[layer], atol=1e-4, rtol=1e-4)
+        assert not np.allclose(windows["2"], whole["2"], atol=1e-4)
+    np.testing.assert_allclose(found["windows"][0]["2"], found["whole"][0]["2"], atol=0.5)
+
+
 def test_features_are_kept(data, tmp_path, monkeypatch):
     train, _, run = data
     manifest, source = Manifest.read(train), encoder_source(load_encoder(run), HEARS, CPU)
