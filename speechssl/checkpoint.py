@@ -250,6 +250,8 @@ def load_weights(objective: Objective, tensors: dict[str, torch.Tensor], source:
 def initialize(objective: Objective, path: str | Path, part: str = "encoder") -> list[str]:
     """Takes a part of the encoder from another run; with the whole, every other weight of the same name and shape too.
 
+    The objective is told which names were taken (`Objective.initialized`).
+
     Args:
         part: "encoder", or "feature_encoder" for its convolutions alone (under another context network).
 
@@ -271,6 +273,7 @@ def initialize(objective: Objective, path: str | Path, part: str = "encoder") ->
     if part == "encoder":
         given |= {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
     objective.load_state_dict(given, strict=False)
+    objective.initialized(given)
     return [k for k in given if not k.startswith("encoder.")]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from parity import shake
 from safetensors import SafetensorError
 from tiny_run import assert_same_bits, make_corpus, tiny_config, train_here
 
@@ -241,6 +242,30 @@ def test_initialize_with_another_encoder(corpus, tmp_path):
     deeper = build_objective(tiny_config("ctc", corpus, encoder={"context": {"num_layers": 3}}))
     with pytest.raises(CheckpointError, match=r"its encoder does not fit this configuration: encoder\..* is missing"):
         checkpoint.initialize(deeper, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "other"),
+    [
+        *((kind, kind, {}) for kind in ("data2vec", "byol", "moco")),  # the teacher came along, ...
+        *((kind, "wav2vec2", {}) for kind in ("data2vec", "byol", "moco")),  # ... there was none, ...
+        *((kind, kind, {"hidden_dim": 12}) for kind in ("byol", "moco")),  # ... or half of it has no place here
+    ],
+)
+def test_a_teacher_that_came_along_stays(corpus, tmp_path, kind, source, other):
+    """Any other becomes the copy of a student that has just got another run's weights."""
+    config = tiny_config(source, corpus, objective=other)
+    pretrained = fresh(config, step=5, seed=5)
+    if source == kind:
+        shake(pretrained.objective.teacher)
+    checkpoint.save(pretrained, config, tmp_path / "checkpoints")
+    objective = fresh(tiny_config(kind, corpus), seed=6).objective
+    checkpoint.initialize(objective, tmp_path)
+    objective.before_step(0)
+    student = objective.encoder.context if kind == "data2vec" else objective.student
+    expected = pretrained.objective.teacher.module if (source, other) == (kind, {}) else student
+    for name, tensor in objective.teacher.module.state_dict().items():
+        assert torch.equal(tensor, expected.state_dict()[name]), name
 
 
 # ---------------------------------------------------------------------------------------------------------- full disk

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -12,9 +13,8 @@ from torch import nn
 class Teacher(nn.Module):
     """A float32 copy of `student` that follows it, in eval mode (no dropout, no LayerDrop) and without gradients.
 
-    It is part of the objective's state, so checkpoints hold it and a resume is exact. Call `update(student, 0.0)` in
-    `before_step(0)`: the student may have taken weights from another run since the copy was made. Then call
-    `update(student, decay)` in `after_step`.
+    It is part of the objective's state, so checkpoints hold it and a resume is exact. Call `start` once weights have
+    come from another run (`Objective.initialized`), and `update(student, decay)` in `after_step`.
     """
 
     module: Any  # of the student's class
@@ -31,6 +31,15 @@ class Teacher(nn.Module):
     def train(self, mode: bool = True) -> Teacher:
         """Stays in eval mode, whatever the objective around it is told."""
         return super().train(False)
+
+    def start(self, student: nn.Module, taken: Collection[str]) -> None:
+        """After weights were taken from another run: that run's teacher stays if all of it came, else it is a copy.
+
+        Args:
+            taken: names of the weights taken; the objective has this module as `teacher`.
+        """
+        if not {f"teacher.{name}" for name in self.state_dict()} <= set(taken):
+            self.update(student, 0.0)
 
     @torch.no_grad()
     def update(self, student: nn.Module, decay: float) -> None:

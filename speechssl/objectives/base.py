@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -84,6 +84,9 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch) -> LossOutput:
         raise NotImplementedError
+
+    def initialized(self, taken: Collection[str]) -> None:
+        """Called when weights of these names came from another run (`--init`): a teacher that did not is made anew."""
 
     def before_step(self, step: int) -> None:
         """Sets what is a function of the step (temperature, freezing). Called before update `step` (from 0)."""

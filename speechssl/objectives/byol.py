@@ -6,6 +6,7 @@ Shapes: B utterances, D hidden channels, P channels of the projection.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,9 +47,8 @@ class BYOL(TwoViews):
                 module.train(mode)
         return self
 
-    def before_step(self, step: int) -> None:
-        if step == 0:  # the student may have been initialised from another run
-            self.teacher.update(self.student, 0.0)
+    def initialized(self, taken: Collection[str]) -> None:
+        self.teacher.start(self.student, taken)
 
     def after_step(self, step: int) -> None:
         decay = cosine_decay(step - 1, start=self.config.teacher_decay, updates=self.config.decay_updates)

@@ -5,7 +5,7 @@ Shapes: B utterances, F frames, N masked frames of the batch, D hidden channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -62,13 +62,14 @@ class Data2Vec(Objective):
         self.teacher = Teacher(encoder.context)
         self.decay = config.decay_start  # set by before_step, a function of the step
 
+    def initialized(self, taken: Collection[str]) -> None:
+        self.teacher.start(self.encoder.context, taken)
+
     def before_step(self, step: int) -> None:
         config = self.config
         self.decay = linear_decay(
             step + 1, start=config.decay_start, end=config.decay_end, updates=config.decay_updates
         )
-        if step == 0:  # the student may have been initialised from another run
-            self.teacher.update(self.encoder.context, 0.0)
 
     def after_step(self, step: int) -> None:
         student: Any = self.encoder.context

@@ -6,6 +6,7 @@ Shapes: B utterances, N of all processes and micro-batches, D hidden channels, P
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,10 +55,11 @@ class MoCo(TwoViews):
         self.register_buffer("place", torch.zeros((), dtype=torch.long))
         self.keys: list[Tensor] = []  # of this update's micro-batches on this process
 
+    def initialized(self, taken: Collection[str]) -> None:
+        self.teacher.start(self.student, taken)
+
     def before_step(self, step: int) -> None:
         self.keys.clear()
-        if step == 0:  # the student may have been initialised from another run
-            self.teacher.update(self.student, 0.0)
 
     def after_step(self, step: int) -> None:
         self.teacher.update(self.student, self.config.teacher_decay)
