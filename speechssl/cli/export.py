@@ -30,20 +30,19 @@ def export(
     """Give a trained encoder to transformers, torchaudio, fairseq, ONNX or plain torch."""
     module, _, function = WRITERS[format].partition(":")
     write = getattr(import_module(module), function)
-    if format in CARDS:
-        write(checkpoint, output, licence=licence)
-    else:
-        write(checkpoint, output)
+    said = write(checkpoint, output, licence=licence) if format in CARDS else write(checkpoint, output)
     print(f"Written: {output}")
+    if said:
+        print(said)
 
 
 def import_(
     source: Annotated[
-        Path, typer.Argument(help="Folder of transformers or torchaudio, or a .pt file of fairseq or WavLM.")
+        Path, typer.Argument(help="Folder of transformers or torchaudio, or a .pt file of fairseq, WavLM or CPC.")
     ],
     output: Annotated[Path, typer.Argument(help="Checkpoint folder to make.")],
 ) -> None:
-    """Take in a released model: wav2vec 2.0, HuBERT, WavLM, data2vec, wav2vec; nothing in it is run."""
+    """Take in a released model: wav2vec 2.0, HuBERT, WavLM, data2vec, wav2vec, CPC; nothing in it is run."""
     from speechssl.export.imports import import_weights
     from speechssl.export.keymaps import some
 

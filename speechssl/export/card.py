@@ -23,6 +23,13 @@ from transformers import pipeline
 transcribe = pipeline("automatic-speech-recognition", model=".")  # this folder
 samples, rate = soundfile.read("speech.wav", dtype="float32")  # with ffmpeg, the name of a file will do
 print(transcribe({{"raw": samples, "sampling_rate": rate}})["text"])""",
+    "hf-speaker": """\
+import soundfile
+from transformers import pipeline
+
+classify = pipeline("audio-classification", model=".")  # this folder
+samples, rate = soundfile.read("speech.wav", dtype="float32")  # with ffmpeg, the name of a file will do
+print(classify({{"raw": samples, "sampling_rate": rate}}))""",
     "torchaudio": """\
 import json, torch, torchaudio
 

@@ -10,13 +10,14 @@ from torch import Tensor
 from speechssl.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from speechssl.data.tokens import Tokenizer
 from speechssl.export import keymaps as maps
-from speechssl.export import source
+from speechssl.export import source, speakers
 from speechssl.export.card import USAGE, card
 from speechssl.export.keymaps import ExportError, some
 from speechssl.export.output import new_folder, write_json, write_tensors
 from speechssl.export.source import Imported
 from speechssl.export.unpickle import only_tensors, read_json, read_pickle, read_safetensors
 from speechssl.export.vocabulary import from_symbols, transformers_files
+from speechssl.objectives.speaker import Speaker
 
 # Our family: their model_type, the start of their class names, and the name of the encoder inside them.
 CLASSES = {
@@ -44,11 +45,14 @@ FIXED = {  # numbers of theirs that can only be one thing here
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
-def export_hf(path: Path, out: Path, *, licence: str = "") -> None:
-    """Writes a folder that `AutoModel.from_pretrained` opens; a CTC model also opens in an ASR pipeline.
+def export_hf(path: Path, out: Path, *, licence: str = "") -> str:
+    """Writes a folder that `AutoModel.from_pretrained` opens; CTC and speaker models also open in a pipeline.
 
-    wav2vec 2.0 becomes Wav2Vec2ForPreTraining, a CTC model ...ForCTC with its vocabulary, and everything else whose
-    encoder transformers has, that encoder.
+    wav2vec 2.0 becomes Wav2Vec2ForPreTraining, a CTC model ...ForCTC with its vocabulary, a speaker model whose head is
+    theirs (`speakers`) ...ForSequenceClassification, and everything else whose encoder transformers has, that encoder.
+
+    Returns:
+        A sentence about what stays behind; empty: nothing does.
 
     Raises:
         ExportError: transformers has no such encoder or head, or `out` exists.
@@ -61,17 +65,29 @@ def export_hf(path: Path, out: Path, *, licence: str = "") -> None:
     source.one_token_per_frame(path, checkpoint, "transformers")
     name, family = checkpoint.config.objective["name"], source.family(checkpoint)
     model_type, class_, inside = CLASSES[family]
-    state = checkpoint.objective.state_dict()
+    objective, missing = checkpoint.objective, speakers.misfit(checkpoint.objective)
+    state = objective.state_dict()
     tensors = maps.to_theirs(state, maps.TRANSFORMERS)
     config = _config(checkpoint, family) | {"model_type": model_type}
+    if "mask_embedding" not in state:
+        config["mask_time_prob"] = 0.0  # else theirs makes one up, and says so
     kind, homes = "Model", ["mask_embedding"]
     if name == "ctc" or (name, family) == ("wav2vec2", "wav2vec2"):
         tensors = maps.prefixed(tensors, f"{inside}.") | maps.to_theirs(state, maps.TRANSFORMERS_HEADS)
         kind = {"wav2vec2": "ForPreTraining", "ctc": "ForCTC"}[name]
         homes += ["quantizer", "prediction", "target_projection", "head"]
+    if isinstance(objective, Speaker) and not missing:
+        tensors = maps.prefixed(tensors, f"{inside}.")
+        tensors |= maps.to_theirs(speakers.head(objective), maps.TRANSFORMERS_SPEAKERS)
+        config |= speakers.numbers(objective)
+        kind, homes = "ForSequenceClassification", [*homes, "embedding", "head", "pooled_norm"]
     config["architectures"] = [class_ + kind]
 
     data, speaks = checkpoint.config.data, name == "ctc"
+    use, task = {
+        "ForCTC": ("hf-ctc", "automatic-speech-recognition"),
+        "ForSequenceClassification": ("hf-speaker", "audio-classification"),
+    }.get(kind, ("hf", "feature-extraction"))
     with new_folder(out) as folder:
         write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
         write_json(folder / "config.json", config)
@@ -90,12 +106,12 @@ def export_hf(path: Path, out: Path, *, licence: str = "") -> None:
             for file, content in transformers_files(checkpoint.tokenizer).items():
                 write_json(folder / file, content)
         write_json(folder / "preprocessor_config.json", processor)
-        usage = USAGE["hf-ctc" if speaks else "hf"].format(rate=data.sample_rate)
-        task = "automatic-speech-recognition" if speaks else "feature-extraction"
+        usage = USAGE[use].format(rate=data.sample_rate)
         left = source.homeless(checkpoint, *homes)
         about: dict[str, Any] = {"licence": licence, "library": "transformers", "task": task, "left": left}
         text = card(find_checkpoint(path), checkpoint, usage, **about)
         (folder / "README.md").write_text(text, encoding="utf-8")
+    return missing or source.behind(left)
 
 
 def _config(checkpoint: Checkpoint, family: str) -> dict[str, Any]:
@@ -139,7 +155,9 @@ def read_hf(folder: Path) -> Imported:
             )
     inside = f"{CLASSES[family][2]}."
     tensors = {name.removeprefix(inside): tensor for name, tensor in _weights(folder).items()}
-    ours, unknown = maps.to_ours(tensors, maps.TRANSFORMERS + maps.TRANSFORMERS_HEADS)
+    speaking = speakers.section(config, tensors)
+    heads = maps.TRANSFORMERS_HEADS + (maps.TRANSFORMERS_SPEAKERS if speaking else ())
+    ours, unknown = maps.to_ours(tensors, maps.TRANSFORMERS + heads)
     left = [name for name in unknown if name.startswith(maps.TRANSFORMERS_OTHER_HEADS)]
     if len(left) < len(unknown):
         strange = some(name for name in unknown if name not in left)
@@ -153,7 +171,7 @@ def read_hf(folder: Path) -> Imported:
         encoder["context"] = {"relative_buckets": 320} | encoder.get("context", {})
     encoder["latent_norm"] = config.get("feat_proj_layer_norm", True)
     norm = encoder.get("feature_encoder", {}).get("norm", "group")
-    objective = source.alone(family)
+    objective = speaking or source.alone(family)
     tokenizer: Tokenizer | None = None
     if "quantizer.codebooks" in ours and family == "wav2vec2":
         objective = source.pretraining(norm, **maps.numbers_to_ours(config, maps.TRANSFORMERS_PRETRAINING))
@@ -163,7 +181,7 @@ def read_hf(folder: Path) -> Imported:
             tokenizer, rows = spelling
             ours |= {name: tensor[rows] for name, tensor in ours.items() if name.startswith("head.linear.")}
             objective = source.ctc(tokenizer)
-    ours, heads = source.fitting(ours, objective["name"])
+    ours, homeless = source.fitting(ours, objective["name"])
     return Imported(
         about=f"{model_type} of transformers, from {folder.name}",
         encoder=encoder,
@@ -172,7 +190,7 @@ def read_hf(folder: Path) -> Imported:
         normalize=_processor(folder).get("do_normalize", norm == "layer"),
         sample_rate=_processor(folder).get("sampling_rate", 16_000),
         tokenizer=tokenizer,
-        left_behind=tuple(left + heads),
+        left_behind=tuple(left + homeless),
     )
 
 

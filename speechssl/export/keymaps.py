@@ -58,7 +58,9 @@ TRANSFORMERS_HEADS: Rows = (  # beside the encoder, of ...ForPreTraining and ...
     ("project_q.*", "target_projection.*"),
     ("lm_head.*", "head.linear.*"),
 )
-TRANSFORMERS_OTHER_HEADS = ("classifier.", "projector.", "tdnn.", "objective.", "layer_weights")
+TRANSFORMERS_SPEAKERS: Rows = (("projector.*", "embedding.*"), ("classifier.*", "head.*"))  # ForSequenceClassification
+XVECTOR_HEAD = ("tdnn.", "objective.", "feature_extractor.weight", "feature_extractor.bias")
+TRANSFORMERS_OTHER_HEADS = ("classifier.", "projector.", "layer_weights", *XVECTOR_HEAD)
 
 TRANSFORMERS_NUMBERS: Numbers = (
     ("conv_dim", "feature_encoder.dims"),
@@ -230,6 +232,13 @@ FAIRSEQ_WAV2VEC: Rows = (  # its first model, with an aggregator of causal convo
     ("feature_aggregator.conv_layers.#.1.*", "encoder.context.blocks.#.convolution.*"),
     ("feature_aggregator.conv_layers.#.3.*", "encoder.context.blocks.#.norm_*"),
     ("feature_aggregator.residual_proj.#.weight", "encoder.context.blocks.#.skip.weight"),
+)
+
+RECURRENT = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+CPC: Rows = (  # of CPC_audio
+    ("gEncoder.conv#.*", "encoder.feature_encoder.convolutions.layers.#.*"),
+    ("gEncoder.batchNorm#.*", "encoder.feature_encoder.convolutions.layers.#.norm_*"),
+    *((f"gAR.baseNet.{name}_l#", f"encoder.context.blocks.#.{name}_l0") for name in RECURRENT),
 )
 
 # --------------------------------------------------------------------------------------------------- how maps are read

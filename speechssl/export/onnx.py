@@ -3,7 +3,7 @@
     session = onnxruntime.InferenceSession("encoder.onnx")
     hidden, frame_lengths = session.run(None, {"waveforms": waveforms, "lengths": lengths})
 
-Shapes: B utterances, T samples, F frames, D channels, V tokens with the blank at 0.
+Shapes: B utterances, T samples, F frames, D channels, V tokens with the blank at 0, E of an embedding, N speakers.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ LARGEST = 1_900_000_000  # bytes of weights in the file itself: protobuf ends at
 
 
 def export_onnx(path: Path, out: Path) -> None:
-    """Writes an ONNX model: the encoder, or all of a CTC model.
+    """Writes an ONNX model: the encoder, or all of a CTC or speaker model.
 
     In: `waveforms` (B, T) float32 as they are, at the metadata's `sample_rate`, and `lengths` (B,) int64 in samples.
-    Out: `hidden` (B, F, D), or `log_probs` (B, F, V) of a CTC model, and `frame_lengths` (B,). Batch and time are free;
-    normalisation is part of the graph. Weights beyond 1.9 GB lie in a second file, `<out>.data`.
+    Out: `hidden` (B, F, D), or `log_probs` (B, F, V) of a CTC model, and `frame_lengths` (B,); of a speaker model
+    `embedding` (B, E), and `scores` (B, N) for the metadata's `speakers`: logits, or cosines after AAM-softmax. Batch
+    and time are free; normalisation is part of the graph. Weights beyond 1.9 GB lie in a second file, `<out>.data`.
 
     Raises:
         ExportError: onnx is not installed, the graph cannot be made or translated, or `out` exists.
@@ -64,11 +65,12 @@ def translate(traced: Traced) -> torch.onnx.ONNXProgram:
             verbose=False,
         )
     assert model is not None, "given no file, torch gives the model"
-    (waveforms, lengths), (frames, frame_lengths) = model.model.graph.inputs, model.model.graph.outputs
-    waveforms.shape = ir.Shape(["batch", "samples"])  # words for what torch calls s17 and so on
-    lengths.shape = frame_lengths.shape = ir.Shape(["batch"])
-    assert frames.shape is not None
-    frames.shape = ir.Shape(["batch", "frames", frames.shape[2]])
+    waveforms, lengths = model.model.graph.inputs
+    waveforms.shape, lengths.shape = ir.Shape(["batch", "samples"]), ir.Shape(["batch"])  # what torch calls s17, ...
+    for output in model.model.graph.outputs:
+        assert output.shape is not None
+        axes: dict[int, list] = {1: ["batch"], 2: ["batch", output.shape[-1]], 3: ["batch", "frames", output.shape[-1]]}
+        output.shape = ir.Shape(axes[len(output.shape)])
     facts = traced.facts.items()
     model.model.metadata_props.update({k: v if isinstance(v, str) else json.dumps(v) for k, v in facts})
     return model

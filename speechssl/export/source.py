@@ -21,6 +21,7 @@ from speechssl.nn.transformer import TransformerConfig
 PARTS = {  # what an imported objective holds beside its encoder
     BARE: ("mask_embedding",),
     "ctc": ("mask_embedding", "head."),
+    "speaker": ("embedding.", "head."),
     "wav2vec2": ("mask_embedding", "quantizer.", "prediction.", "target_projection."),
     "hubert": ("mask_embedding", "prediction.", "unit_embeddings"),
     "wavlm": ("mask_embedding", "prediction.", "unit_embeddings"),
@@ -153,6 +154,11 @@ def homeless(checkpoint: Checkpoint, *homes: str) -> str:
     """The parts of an objective that have no place in another format, beside its encoder and `homes`."""
     parts = dict.fromkeys(name.split(".")[0] for name in checkpoint.objective.state_dict())
     return ", ".join(part for part in parts if part not in ("encoder", *homes))
+
+
+def behind(parts: str) -> str:
+    """A sentence about `homeless` parts; empty if there are none."""
+    return f"Stays behind, for want of a place there: {parts}." if parts else ""
 
 
 def refuse(path: Path, reason: str, target: str, instead: str = "onnx or torch-export") -> ExportError:

@@ -3,7 +3,7 @@
     program = torch.export.load("encoder.pt2").module()
     hidden, frame_lengths = program(waveforms, lengths)
 
-Shapes: B utterances, T samples, F frames, D channels, V tokens with the blank at 0.
+Shapes: B utterances, T samples, F frames, D channels, V tokens with the blank at 0, E of an embedding, N speakers.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from speechssl.nn.encoder import Encoder
 from speechssl.nn.exporting import plainly
 from speechssl.nn.lengths import zero_padding
 from speechssl.nn.norms import utterance_norm
+from speechssl.objectives.speaker import Speaker
 from speechssl.objectives.transcription import Transcription
 
 
@@ -55,6 +56,19 @@ class TokenGraph(nn.Module):
         return self.objective.log_probs(Batch(ids=(), waveforms=heard, lengths=lengths))
 
 
+class SpeakerGraph(nn.Module):
+    """Waveforms (B, T) and lengths (B,) in samples -> embeddings (B, E), and what the head scores of them (B, N)."""
+
+    def __init__(self, objective: Speaker, normalize: bool):
+        super().__init__()
+        self.objective, self.normalize = objective, normalize
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        heard = _heard(waveforms, lengths, self.normalize)
+        embeddings = self.objective.embed(Batch(ids=(), waveforms=heard, lengths=lengths))
+        return embeddings, self.objective.head(embeddings)
+
+
 def _heard(waveforms: Tensor, lengths: Tensor, normalize: bool) -> Tensor:
     """As the encoder heard them in training: `data.audio.normalize` of each utterance's own samples, if it did."""
     if not normalize:
@@ -68,7 +82,7 @@ class Traced:
     """
     program: the graph.
     outputs: names of what it gives.
-    facts: plain data that its user must know: sample rate, frames, tokens.
+    facts: plain data that its user must know: sample rate, frames, tokens or speakers.
     """
 
     program: ExportedProgram
@@ -77,7 +91,7 @@ class Traced:
 
 
 def export_program(path: Path, out: Path) -> None:
-    """Writes a .pt2 file: the encoder, or all of a CTC model. Batch and time are free.
+    """Writes a .pt2 file: the encoder, or all of a CTC or speaker model. Batch and time are free.
 
     Waveforms go in as they are, at the sample rate that `speechssl.json` inside the file says (torch.export.load gives
     it as `extra_files`); normalisation is part of the graph. A batch must be long enough for two frames; zeros behind
@@ -97,8 +111,11 @@ def trace(path: Path) -> Traced:
     checkpoint = load_checkpoint(path)
     objective, normalize = checkpoint.objective, checkpoint.config.data.normalize
     graph: nn.Module = EncoderGraph(objective.encoder, normalize)
-    if speaks := isinstance(objective, Transcription):
-        graph = TokenGraph(objective, normalize)
+    outputs = ("hidden", "frame_lengths")
+    if isinstance(objective, Transcription):
+        graph, outputs = TokenGraph(objective, normalize), ("log_probs", "frame_lengths")
+    elif isinstance(objective, Speaker):
+        graph, outputs = SpeakerGraph(objective, normalize), ("embedding", "scores")
     size = 20 * objective.encoder.hop + objective.encoder.feature_encoder.receptive_field
     example = (torch.zeros(2, size), torch.tensor([size, size - 1]))
     free = {"waveforms": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, "lengths": {0: Dim.DYNAMIC}}
@@ -113,7 +130,7 @@ def trace(path: Path) -> Traced:
     for part in program.graph_module.modules():  # files that are given away name no folders of this machine
         for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)
-    return Traced(program, ("log_probs" if speaks else "hidden", "frame_lengths"), _facts(checkpoint))
+    return Traced(program, outputs, _facts(checkpoint))
 
 
 def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -126,6 +143,7 @@ def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "hop": encoder.hop,
         "receptive_field": encoder.feature_encoder.receptive_field,
         "tokenizer": None if tokenizer is None else tokenizer.to_dict(),
+        "speakers": getattr(checkpoint.objective.config, "speakers", None),
     }
 
 

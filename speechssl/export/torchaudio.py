@@ -20,8 +20,11 @@ from speechssl.export.vocabulary import from_symbols
 MODES = {"group": "group_norm", "layer": "layer_norm"}
 
 
-def export_torchaudio(path: Path, out: Path, *, licence: str = "") -> None:
+def export_torchaudio(path: Path, out: Path, *, licence: str = "") -> str:
     """Writes a folder with model.pt (a state dict), arguments.json and processing.json.
+
+    Returns:
+        A sentence about what stays behind; empty: nothing does.
 
     Raises:
         ExportError: torchaudio has no such encoder, or `out` exists.
@@ -60,6 +63,7 @@ def export_torchaudio(path: Path, out: Path, *, licence: str = "") -> None:
         left = source.homeless(checkpoint, *(["head"] if speaks else []))
         text = card(find_checkpoint(path), checkpoint, usage, licence=licence, library="torchaudio", left=left)
         (folder / "README.md").write_text(text, encoding="utf-8")
+    return source.behind(left)
 
 
 def read_torchaudio(path: Path) -> Imported:

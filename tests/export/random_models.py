@@ -34,6 +34,7 @@ SIZES: dict[str, dict] = {
 FAMILIES = ("wav2vec2", "hubert", "wavlm", "data2vec")
 NUMBERS = {"num_codebooks": 2, "codebook_size": 3, "code_dim": 12, "final_dim": 10, "num_negatives": 7}
 LETTERS = Tokenizer.train(["it's a test of letters"])
+SPEAKERS = ("Ada", "Bob", "Çelik")
 
 
 def encoder_section(family: str, size: str) -> dict:
@@ -65,17 +66,23 @@ def objective_section(name: str) -> dict:
         "wavlm": {"name": "wavlm", "num_units": 5, "final_dim": 10},
         "data2vec": {"name": "data2vec", "top_layers": 2},
         "ctc": {"name": "ctc", "vocab_size": len(LETTERS), "word_boundary": LETTERS.boundary},
+        "speaker": {"name": "speaker", "speakers": SPEAKERS, "embedding_dim": 6},
     }[name]
 
 
-def our_checkpoint(folder: Path, family: str, size: str, *, name: str = "", seed: int = 5, **data) -> Objective:
-    """Saves random weights in `folder`, of objective `name` (the family's own by default)."""
-    section = objective_section(name or family)
+def our_checkpoint(
+    folder: Path, family: str, size: str, *, name: str = "", seed: int = 5, numbers: dict | None = None, **data
+) -> Objective:
+    """Saves random weights in `folder`, of objective `name` (the family's own by default) with these `numbers`."""
+    section = objective_section(name or family) | (numbers or {})
     plain = {"name": "noise", "data": data, "encoder": encoder_section(family, size), "objective": section}
     config = parse(Config, plain, source="test")
     objective = build_objective(config).eval()
     torch.manual_seed(seed)
     shake(objective)
+    for name, statistics in objective.named_buffers():
+        if name.startswith("pooled_norm."):
+            statistics += torch.rand_like(statistics)
     folder.mkdir(parents=True)
     save_model(objective, config, folder, tokenizer=LETTERS if section["name"] == "ctc" else None)
     return objective

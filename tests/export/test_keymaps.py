@@ -10,12 +10,13 @@ from speechssl.export.fairseq import rows_of
 from speechssl.export.keymaps import Rows, numbers_to_ours, numbers_to_theirs, to_ours, to_theirs
 
 TABLES: dict[str, Rows] = {
-    "transformers": maps.TRANSFORMERS + maps.TRANSFORMERS_HEADS,
+    "transformers": maps.TRANSFORMERS + maps.TRANSFORMERS_HEADS + maps.TRANSFORMERS_SPEAKERS,
     "torchaudio": maps.TORCHAUDIO,
     "torchaudio-wavlm": maps.TORCHAUDIO_WAVLM,
     "fairseq-group": rows_of("group"),
     "fairseq-layer": rows_of("layer"),
     "fairseq-wav2vec": maps.FAIRSEQ_WAV2VEC,
+    "cpc": maps.CPC,
 }
 EACH = pytest.mark.parametrize("rows", TABLES.values(), ids=TABLES)
 NUMBERS = {name: table for name, table in vars(maps).items() if name.endswith(("_NUMBERS", "_PRETRAINING", "_HUBERT"))}

@@ -11,13 +11,15 @@ from tiny_run import RATE, make_corpus, tiny_config
 from torch.nn.utils.rnn import pad_sequence
 
 from speechssl.asr.decode import decode_manifest, greedy
+from speechssl.batch import Batch
 from speechssl.build import build_objective
 from speechssl.checkpoint import save_model
-from speechssl.data.audio import read_waveform
+from speechssl.data.audio import normalize, read_waveform
 from speechssl.data.tokens import Tokenizer
 from speechssl.export import onnx as ours
 from speechssl.export.keymaps import ExportError
 from speechssl.export.onnx import export_onnx, translate
+from speechssl.export.torch_export import trace
 
 pytest.importorskip("onnxscript")
 onnx = pytest.importorskip("onnx")
@@ -93,6 +95,36 @@ def test_a_file_is_valid_and_says_what_it_wants(speller):
     content = (folder / "model.onnx").read_bytes()
     assert ours.__file__.rpartition("/export/")[0].encode() not in content  # no folder of this machine
     assert sys.prefix.encode() not in content
+
+
+OTHER = {"features": "last", "pooling": "statistics", "pooled_norm": "none", "classifier": "softmax"}
+
+
+@pytest.mark.parametrize("numbers", [{}, pytest.param(OTHER, marks=pytest.mark.slow)])
+@torch.no_grad()
+def test_a_speaker_model_gives_embeddings_and_scores(tmp_path, numbers):
+    corpus = make_corpus(tmp_path / "sound", (0.5,))
+    config = tiny_config("speaker", corpus, objective=numbers, data={"normalize": True})
+    objective = build_objective(config).eval()
+    shake(objective)
+    (tmp_path / "run").mkdir()
+    save_model(objective, config, tmp_path / "run")
+    graph = trace(tmp_path / "run")
+    translate(graph).save(tmp_path / "speaker.onnx")
+    session = runtime.InferenceSession(tmp_path / "speaker.onnx")
+    assert json.loads(session.get_modelmeta().custom_metadata_map["speakers"]) == list(objective.config.speakers)
+    assert [(output.name, output.shape) for output in session.get_outputs()] == [
+        ("embedding", ["batch", objective.size]),
+        ("scores", ["batch", 2]),
+    ]
+    for lengths in ([9000, 7000], [8001], [12_345, 6000, 700]):
+        waveforms, samples = noise(lengths)
+        heard = [normalize(waveform[:length]) for waveform, length in zip(waveforms, lengths, strict=True)]
+        alone = [objective.embed(Batch(("",), one[None], torch.tensor([len(one)]), padded=False)) for one in heard]
+        expected = torch.cat(alone), objective.head(torch.cat(alone))
+        for given in (run(session, waveforms, samples), graph.program.module()(waveforms, samples)):
+            torch.testing.assert_close(given[0], expected[0], **CLOSE)
+            torch.testing.assert_close(given[1], expected[1], **CLOSE)
 
 
 def test_large_weights_lie_beside_it(tmp_path, monkeypatch):
