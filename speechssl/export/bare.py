@@ -18,7 +18,9 @@ NAME = "speechssl.export.bare:EncoderAlone"
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderAloneConfig:
-    family: Literal["wav2vec", "wav2vec2", "hubert", "wavlm", "data2vec"] = "wav2vec2"  # what it was pretrained as
+    family: Literal["wav2vec", "wav2vec2", "hubert", "wavlm", "data2vec", "cpc"] = (
+        "wav2vec2"  # what it was pretrained as
+    )
 
 
 class EncoderAlone(Objective):

@@ -9,6 +9,7 @@ from torch import Tensor
 from speechssl.build import build_objective
 from speechssl.checkpoint import load_weights, save_model
 from speechssl.config import Config, parse, write
+from speechssl.export.cpc import read_cpc, weights_of
 from speechssl.export.fairseq_read import read_fairseq
 from speechssl.export.hf import read_hf
 from speechssl.export.keymaps import ExportError, reshape_like
@@ -25,8 +26,8 @@ def import_weights(path: Path, out: Path) -> Imported:
     a preset of exactly its architecture.
 
     Args:
-        path: a folder of transformers or torchaudio, a .pt file in fairseq's or WavLM's layout, or a state dict of
-            torchaudio with arguments.json beside it.
+        path: a folder of transformers or torchaudio, a .pt file in fairseq's, WavLM's or CPC_audio's layout, or a state
+            dict of torchaudio with arguments.json beside it.
         out: a folder that does not exist yet.
 
     Raises:
@@ -72,6 +73,8 @@ def read(path: Path) -> Imported:
     if path.suffix == ".safetensors" or path.with_name("config.json").is_file():
         raise ExportError(f"{path}: give the folder that it lies in, with its config.json.")
     state = read_pickle(path)
+    if (weights := weights_of(state)) is not None:
+        return read_cpc(path, weights)
     if isinstance(state, dict) and "model" in state:
         return read_fairseq(path, state)
     return read_torchaudio(path)
