@@ -37,7 +37,11 @@ def features(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the features; half-made ones go on.")],
     checkpoint: Annotated[Path | None, typer.Option(help="Run or checkpoint whose encoder says them.")] = None,
     layer: Annotated[
-        int | None, typer.Option(help="Its layer: 0 = input of the first block, i = output of block i.")
+        int | None,
+        typer.Option(
+            help="Its layer: 0 = input of the first block, i = output of block i after residual and norm. It is the "
+            "i of transformers' hidden_states, and i - 1 of torchaudio's extract_features (from 0)."
+        ),
     ] = None,
     mfcc: Annotated[bool, typer.Option("--mfcc", help="MFCC with deltas (39 numbers), no checkpoint.")] = False,
     hop_ms: Annotated[int, typer.Option(help="With --mfcc: ms from frame to frame, 10 or a multiple.")] = 20,
@@ -71,6 +75,9 @@ def features(
             window=window,
             context=context,
         )
+    if layer is not None:
+        place = f"output of block {layer} after residual and norm" if layer else "input of the first block"
+        print(f"Layer {layer}: {place}.")
     print(f"Features: {output}\nnext: speechssl kmeans {output} -k 100 -o kmeans.safetensors")
 
 

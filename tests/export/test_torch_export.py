@@ -18,7 +18,10 @@ from speechssl.checkpoint import save_model
 from speechssl.export.keymaps import ExportError
 from speechssl.export.torch_export import export_program
 from speechssl.nn.context import ContextConfig
+from speechssl.objectives import OBJECTIVES, find_objective
 from speechssl.objectives.ctc import CTC
+
+FINE_TUNING = ("ctc", "ctc_probe", "speaker")  # all of these models is exported: test_onnx
 
 
 @EACH
@@ -38,6 +41,11 @@ def test_every_kind_of_context_is_there():
     assert set(FAST) < set(KINDS)
     contexts = {type(make(name).encoder.config.context) for name in KINDS}
     assert contexts == set(get_args(ContextConfig))
+
+
+def test_every_objective_has_its_encoder_there():
+    tested = {type(make(name)) for names in KINDS.values() for name in names}
+    assert {find_objective(name) for name in OBJECTIVES if name not in FINE_TUNING} <= tested
 
 
 RUN = """

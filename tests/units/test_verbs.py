@@ -59,7 +59,9 @@ def test_two_iterations(corpora, tmp_path, capsys, monkeypatch):
     # Iteration 2: a layer of iteration 1.
     two = tmp_path / "two"
     for corpus, name in ((train, "train"), (valid, "valid")):
-        run("features", corpus.manifest, "--checkpoint", one / "run", "--layer", 1, "-o", two / name, "--device", "cpu")
+        arguments = ["--checkpoint", one / "run", "--layer", 1, "-o", two / name, "--device", "cpu"]
+        out = run("features", corpus.manifest, *arguments)
+        assert "Layer 1: output of block 1 after residual and norm." in out
     run("kmeans", two / "train", "-k", 6, "-o", two / "kmeans", "--starts", 2, "--epochs", 3)
     run("units", two / "train", two / "valid", "--kmeans", two / "kmeans", "-o", two / "units")
     assert Units(two / "units").record.source["features"]["layer"] == 1
