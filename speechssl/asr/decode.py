@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from speechssl.device import pick_device
 from speechssl.files import write_whole
 from speechssl.objectives.transcription import Transcription
 
-FOUND = ("problems", "cannot_fit", "tuning")  # in the settings file, but not what was asked for
+FOUND = ("problems", "cannot_fit", "tuning", "search")  # in the settings file, but not what was asked for
 
 
 def collapse(ids: Tensor) -> list[int]:
@@ -116,6 +117,7 @@ def decode_manifest(
     if long:
         print(f"{long} of {len(manifest)} utterances last longer than {window:g} s: they are read in windows")
     found: dict[str, Any] = {"cannot_fit": model.cannot_fit(manifest)}
+    searching = 0.0  # seconds
     with contextlib.ExitStack() as stack:
         config, searchers = decoding.config, None
         if decoding.decoder != "greedy":
@@ -133,8 +135,12 @@ def decode_manifest(
             return [{"text": tokenizer.decode(collapse(row))} for row in best]
 
         def search(ids: Sequence[str], log_probs: list[Tensor]) -> list[dict]:
+            nonlocal searching
             assert searchers is not None
-            lists = searchers.decode([rows.numpy() for rows in log_probs], config, decoding.nbest)
+            items = [rows.numpy() for rows in log_probs]
+            began = time.perf_counter()
+            lists = searchers.decode(items, config, decoding.nbest)
+            searching += time.perf_counter() - began
             nbests = [[asdict(hypothesis) for hypothesis in hypotheses] for hypotheses in lists]
             return [{"text": nbest[0]["text"], **({"nbest": nbest} if decoding.nbest > 1 else {})} for nbest in nbests]
 
@@ -142,6 +148,8 @@ def decode_manifest(
             rows, found["problems"] = model.run(manifest, spell, keep=lambda log_probs: log_probs.argmax(-1))
         else:
             rows, found["problems"] = model.run(manifest, search)
+            audio = sum(u.seconds for u in manifest if u.id in rows)
+            found["search"] = {"seconds": searching, "audio_seconds": audio, "processes": searchers.jobs}
     if not rows:
         raise DecodeError(
             f"{manifest_path}: not one of {len(manifest)} utterances could be decoded: {found['problems'][0]}"

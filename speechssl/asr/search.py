@@ -114,12 +114,12 @@ class Searchers:
 
     def __init__(self, search: Search, *, jobs: int, utterances: int):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        jobs = min(jobs or cores, utterances // WORTH_A_PROCESS)
+        self.jobs = max(1, min(jobs or cores, utterances // WORTH_A_PROCESS))
         self.pool = None
         search.decoder(search.decoding.config)  # says now what does not fit
-        if jobs > 1:  # spawned: a fork would copy torch's threads in whatever state they are
+        if self.jobs > 1:  # spawned: a fork would copy torch's threads in whatever state they are
             context = multiprocessing.get_context("spawn")
-            self.pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(search,))
+            self.pool = ProcessPoolExecutor(self.jobs, mp_context=context, initializer=_start, initargs=(search,))
         else:
             _start(search)
 

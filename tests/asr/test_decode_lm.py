@@ -71,6 +71,9 @@ def test_lists_and_settings(trained, tmp_path, capsys):
     assert record["decoding"]["lm_weight"] == 1.0
     assert record["decoding"]["lm"]["path"] == lm
     assert len(record["decoding"]["lm"]["sha256"]) == 64
+    assert record["search"]["processes"] == 1
+    assert record["search"]["seconds"] > 0
+    assert record["search"]["audio_seconds"] == pytest.approx(sum(LENGTHS), abs=0.01)
     capsys.readouterr()
     decode_manifest(run, corpus.manifest, out, decoding=decoding, device="cpu")
     assert "already decoded" in capsys.readouterr().out
