@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -173,7 +173,8 @@ def scan(corpus: Corpus, rules: Rules, *, jobs: int = 0, progress: bool = True) 
             left_out.append(result)
         else:
             seen.add(result.id)
-            kept.append(result)
+            columns = corpus.of_speakers.get(result.speaker or "", {})
+            kept.append(replace(result, extra={**result.extra, **columns}))
     left_out += [LeftOut("no audio", name, source) for name, source in corpus.no_audio]
     return Manifest.of(kept), left_out
 

@@ -45,6 +45,15 @@ def test_folder_gives_speakers_transcripts_and_missing_audio(tmp_path):
     assert [(item.reason, item.id) for item in left_out] == [("no audio", "84-121123-0099")]
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_the_list_of_speakers_tells_their_gender(tmp_path, beside):
+    folder = make_corpus(tmp_path)
+    listed = ";ID  |SEX| SUBSET\n84   | F | dev-clean | 8.0 | |C|Chris\n174 | ? | dev-clean\n\n9999\n85 | M\n"
+    ((folder.parent if beside else folder) / "SPEAKERS.TXT").write_text(listed)
+    manifest, _ = scan(librispeech.read(folder), Rules(), progress=False)
+    assert {(u.speaker, u.extra.get("gender")) for u in manifest} == {("84", "F"), ("174", None)}
+
+
 def test_repeated_transcripts_must_agree(tmp_path):
     folder = make_corpus(tmp_path)
     again = folder / "174/50561/again.trans.txt"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from speechssl.errors import UserError
@@ -42,10 +42,12 @@ class Corpus:
     Attributes:
         candidates: sorted by path, or in the order of the list they came from.
         no_audio: (id, file that names it) of each transcript without audio.
+        of_speakers: speaker -> further columns of each of the speaker's utterances (gender).
     """
 
     candidates: tuple[Candidate, ...]
     no_audio: tuple[tuple[str, str], ...] = ()
+    of_speakers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def walk(folder: str | Path) -> Iterator[Path]:

@@ -116,7 +116,8 @@ def fetch(
 def read(folder: str | Path) -> Corpus:
     """Candidates of a folder in LibriSpeech layout, audio of any suffix in AUDIO_SUFFIXES.
 
-    The speaker is the folder two levels above the file. Raises CorpusError.
+    The speaker is the folder two levels above the file; a SPEAKERS.TXT in the folder or beside it tells the gender.
+    Raises CorpusError.
     """
     audio: list[Path] = []
     texts: dict[str, tuple[str, str]] = {}
@@ -135,7 +136,20 @@ def read(folder: str | Path) -> Corpus:
         for path in audio
     )
     present = {candidate.id for candidate in candidates}
-    return Corpus(candidates, tuple((name, source) for name, (_, source) in texts.items() if name not in present))
+    no_audio = tuple((name, source) for name, (_, source) in texts.items() if name not in present)
+    return Corpus(candidates, no_audio, _genders(Path(folder)))
+
+
+def _genders(folder: Path) -> dict[str, dict[str, str]]:
+    """Speaker -> {"gender": "F" or "M"}, of lines `ID | SEX | ...`; all other lines say nothing."""
+    genders = {}
+    for path in (folder.absolute().parent / "SPEAKERS.TXT", folder / "SPEAKERS.TXT"):
+        if path.is_file():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                speaker, sex = ([field.strip() for field in line.split("|")] + [""])[:2]
+                if sex in ("F", "M"):
+                    genders[speaker] = {"gender": sex}
+    return genders
 
 
 def _read_transcripts(path: Path, texts: dict[str, tuple[str, str]]) -> None:
