@@ -11,6 +11,7 @@
 #   --labels SPLIT     10min, 1h, 10h or 100h                   (default: 10min)
 #   --fold K           which of the six 10-minute sets          (default: 0)
 #   --folds all        all six, one after the other, then one table of them with means and intervals
+#   --seeds 1,2,3      seeds of fine-tuning: each system once with each, then means and intervals (default: the preset's)
 #   --stage N, --stop-stage M   from and to which stage         (default: 1 to 10)
 #   --launch CMD       how training starts; several GPUs: "accelerate launch -m"       (default: "python -m")
 # Stages: 1 data, 2 manifests, 3 labelled split, 4 vocabulary, 5 pretrain, 6 fine-tune, 7 decode, 8 score, 9 table,
@@ -18,14 +19,14 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 tools=$here/../../tools
-preset= data=data exp= labels=10min fold=0 folds= stage=1 stop_stage=10 launch=
+preset= data=data exp= labels=10min fold=0 folds= seeds= stage=1 stop_stage=10 launch=
 given=("$@")
 while [ $# -gt 0 ]; do
   case $1 in
-    --preset|--data|--exp|--labels|--fold|--folds|--stage|--stop-stage|--launch)
+    --preset|--data|--exp|--labels|--fold|--folds|--seeds|--stage|--stop-stage|--launch)
       [ $# -gt 1 ] || { echo "error: $1 needs a value" >&2; exit 2; }
       name=${1#--}; printf -v "${name//-/_}" %s "$2"; shift 2;;
-    -h|--help) sed -n '2,22s/^# \{0,1\}//p' "$0"; exit 0;;
+    -h|--help) sed -n '2,23s/^# \{0,1\}//p' "$0"; exit 0;;
     *) echo "error: unknown option '$1'; see --help" >&2; exit 2;;
   esac
 done
@@ -53,12 +54,19 @@ if [ -n "$folds" ]; then   # this very script for each fold; what they share is 
 fi
 validate=()   # what training validates on
 tune() {   # PRESET --init RUN | --like RUN [KEY=VALUE ...]
+  local seed=()
+  [[ $system != *-seed* ]] || seed=("train.seed=${system##*-seed}")
   run $launch speechssl finetune --preset "$1" "$2" "$3" --train "$train_manifest" "${validate[@]}" \
-    --vocabulary "$tuned/vocabulary.json" -o "$tuned/$system" "${@:4}"
+    --vocabulary "$tuned/vocabulary.json" -o "$tuned/$system" "${@:4}" "${seed[@]}"
 }
 warm_preset= warm=()   # a preset pretrained first
 warm_numbers=() pretrain_numbers=()    # KEY=VALUE ... of the two
 source "$conf"   # which corpora, presets and systems: variables and functions for the stages below
+if [ -n "$seeds" ]; then   # a folder for each system and seed
+  seeded=()
+  for seed in ${seeds//,/ }; do seeded+=("${systems[@]/%/-seed$seed}"); done
+  systems=("${seeded[@]}")
+fi
 [ -z "$dev_manifest" ] || validate=(--valid "$dev_manifest")
 
 if stage_is_due 1 "data"; then prepare_data; fi
@@ -77,7 +85,7 @@ if stage_is_due 5 "pretrain"; then
     -o "$exp/pretrain" "${warm[@]}" "${pretrain_numbers[@]}"
 fi
 if stage_is_due 6 "fine-tune"; then
-  for system in "${systems[@]}"; do fine_tune "$system"; done
+  for system in "${systems[@]}"; do fine_tune "${system%-seed*}"; done
 fi
 if stage_is_due 7 "decode"; then
   for system in "${systems[@]}"; do

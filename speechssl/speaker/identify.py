@@ -76,6 +76,13 @@ def identify(
     )
     rows = ("\t".join(row) + "\n" for row in zip(features.ids, truth, answers, strict=True))
     write_whole(output / "answers.tsv", "id\tspeaker\tanswer\n" + "".join(rows))
-    record = {"made_by": MADE_BY, "step": checkpoint.step, "test": str(Path(test).resolve()), **asdict(result)}
+    config = checkpoint.config
+    made_with = {
+        "step": checkpoint.step,
+        "seed": config.train.seed,
+        "trained_on": config.data.train,
+        "init": config.init,
+    }
+    record = {"made_by": MADE_BY, **made_with, "test": str(Path(test).resolve()), **asdict(result)}
     write_whole(path, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
     return result

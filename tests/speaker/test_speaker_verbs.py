@@ -72,6 +72,7 @@ def test_identify_with_a_fine_tuned_model(speaker, data, fine_tuned, tmp_path):
     assert {answer for _, _, answer in lines} <= set(VOICES)
     right = sum(speaker == answer for _, speaker, answer in lines)
     assert record["accuracy"] == pytest.approx(right / 12)
+    assert (record["seed"], record["trained_on"]) == (1, str(train))
     assert record["low"] < record["accuracy"] < record["high"]
     assert f"{100 * right / 12:.1f}% right" in out
     assert "leave out --train" in one_sentence(speaker(*arguments, "--train", train))

@@ -75,7 +75,7 @@ systems=(a)
 prepare_data() { :; }
 make_manifests() { :; }
 make_split() { echo "split $split"; }
-fine_tune() { run speechssl finetune "$tuned/$1"; }
+fine_tune() { tune "tiny-$1" --like pre; }
 """
 
 
@@ -101,3 +101,20 @@ def test_the_recipe_goes_through_all_folds_and_then_makes_one_table(tmp_path):
     assert [[word for word in line.split() if word in folds] for line in tables] == [*([f] for f in folds), folds]
     refused = subprocess.run([*command[:-1], "some"], capture_output=True, text=True, env=env, check=False)
     assert (refused.returncode, refused.stderr) == (2, "error: --folds all, and only with --labels 10min\n")
+
+
+def test_the_recipe_tunes_with_every_seed(tmp_path):
+    (tmp_path / "mine.conf").write_text(CONF.replace("systems=(a)", "systems=(a b)"))
+    (tmp_path / "speechssl").write_text(f'#!/bin/sh\necho "$*" >> "{tmp_path}/asked"\n')
+    (tmp_path / "speechssl").chmod(0o755)
+    command = [ROOT / "recipes/librispeech/run.sh", "--preset", tmp_path / "mine.conf", "--exp", tmp_path / "exp"]
+    command += ["--seeds", "3,11", "--stage", "6", "--stop-stage", "7"]
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, check=True)
+    asked = (tmp_path / "asked").read_text().splitlines()
+    tuned = [line.split() for line in asked if line.startswith("finetune")]
+    names = ["a-seed3", "b-seed3", "a-seed11", "b-seed11"]
+    assert [Path(words[words.index("-o") + 1]).name for words in tuned] == names
+    assert [words[words.index("--preset") + 1] for words in tuned] == ["tiny-a", "tiny-b"] * 2
+    assert [words[-1] for words in tuned] == ["train.seed=3"] * 2 + ["train.seed=11"] * 2
+    assert [Path(line.split()[1]).name for line in asked if line.startswith("decode")] == names
