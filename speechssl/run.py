@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,7 +32,7 @@ from speechssl.objectives import Objective
 from speechssl.optim import build_optimizer
 from speechssl.report import Report, choose_trackers
 from speechssl.saving import Saver
-from speechssl.system import StopSignal, check_torch, keep_memory_pages
+from speechssl.system import StopSignal, alone_by_mistake, check_torch, keep_memory_pages
 from speechssl.watch import Collapse, Gradients
 
 HARMLESS = {"data.workers", "data.max_bad_share", "name", "about"}  # keys that may change when a run goes on
@@ -76,10 +78,12 @@ def start(config: Config, folder: Path) -> Run:
     objective = build_objective(config)
     if config.init_part != "encoder" and not config.init:
         raise ConfigError("this preset starts from the convolutions of another run: give --init RUN (of cpc-tiny).")
-    data = read_dataset(config.data.train, config, objective, tokenizer)
+    say = partial(print, flush=True) if accelerator.is_main_process else lambda sentence: None
+    data = read_dataset(config.data.train, config, objective, tokenizer, say=say)
     valid = None
     if config.data.valid:
-        valid = read_dataset(config.data.valid, config, objective, tokenizer, keep=_measurable(config, tokenizer))
+        keep = _measurable(config, tokenizer)
+        valid = read_dataset(config.data.valid, config, objective, tokenizer, keep=keep, say=say)
     if accelerator.is_main_process:
         _claim(config, folder)
     accelerator.wait_for_everyone()
@@ -94,7 +98,9 @@ def start(config: Config, folder: Path) -> Run:
     objective.to(accelerator.device)
     state = TrainState(objective, build_optimizer(objective, config.optim))
     problems = checkpoint.restore(state, checkpoints, scaler=accelerator.scaler) if resumes else []
-    model, optimizer = accelerator.prepare(objective, state.optimizer)
+    with warnings.catch_warnings():  # torch 2.13 renames an argument that older ones need
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+        model, optimizer = accelerator.prepare(objective, state.optimizer)
     report = Report(folder, accelerator, objective, updates=config.train.updates, step=state.step)
     report.start_trackers(plain(config))
     feed = Feed(data, config, folder, epoch=state.epoch, batch=state.batch_in_epoch, **_place(accelerator))
@@ -109,7 +115,8 @@ def start(config: Config, folder: Path) -> Run:
     gradients = Gradients(config.train, state.counts, feed, report)
     collapse = Collapse(config.train, state.counts, objective, report, step=state.step)
     run = Run(config, folder, accelerator, model, optimizer, state, report, valid, feed, saver, gradients, collapse)
-    for sentence in [*problems, *_greeting(run, resumes, taken), memory]:
+    alone = alone_by_mistake(accelerator.num_processes)
+    for sentence in [*problems, *_greeting(run, resumes, taken), memory, alone]:
         if sentence:
             report.say(sentence)
     return run
@@ -173,10 +180,12 @@ def read_dataset(
     objective: Objective,
     tokenizer: Tokenizer | None,
     keep: Callable[[Utterance], bool] | None = None,
+    say: Callable[[str], None] = print,
 ) -> SpeechDataset:
     """A manifest as batches, after every check that can be made before training starts.
 
     keep: what validation can measure; the rest is counted and named, not an error.
+    say: is given a sentence about whatever is left out.
     """
     if not path:
         raise ConfigError("data.train is not set; give a manifest (`speechssl manifest`).")
@@ -192,7 +201,7 @@ def read_dataset(
         if odd:
             spelling = "transcripts have letters outside the vocabulary"
             why = spelling if tokenizer else "utterances have speakers that training does not"
-            print(f"{path}: {len(odd)} {why} and do not validate: {_some(odd)}")
+            say(f"{path}: {len(odd)} {why} and do not validate: {_some(odd)}")
         if not manifest:
             raise ManifestError(f"{path}: nothing to validate on, for all its {len(odd)} {why}.")
     speakers = config.objective.get("speakers", ())  # numbered as training numbers them
@@ -207,7 +216,7 @@ def read_dataset(
             raise ConfigError(f"{path}: not one of its utterances is in {config.data.units}; make units of it, too.")
         if missing:
             names = [dataset.utterances[i].id for i in missing]
-            print(f"{path}: {len(names)} of {len(dataset)} utterances have no units and are left out: {_some(names)}")
+            say(f"{path}: {len(names)} of {len(dataset)} utterances have no units and are left out: {_some(names)}")
             dataset.leave_out(missing)
     least = objective.min_frames
     if objective.encoder.frame_lengths(int(dataset.lengths.min())) < least:
@@ -220,10 +229,9 @@ def read_dataset(
         impossible = objective.impossible_targets(torch.from_numpy(dataset.lengths), dataset.tokens)
         if impossible:
             names = [dataset.utterances[i].id for i in impossible]
-            print(
+            say(
                 f"{path}: {len(names)} of {len(dataset)} transcripts are longer than their audio can spell and are "
-                f"left out: {_some(names)}",
-                flush=True,
+                f"left out: {_some(names)}"
             )
             dataset.leave_out(impossible)
     return dataset

@@ -27,6 +27,22 @@ def keep_memory_pages() -> str:
     return "memory: freed pages are kept (glibc)" if kept else ""
 
 
+def alone_by_mistake(world: int) -> str:
+    """A sentence where `accelerate launch --cpu` was asked for several processes and has started this one alone.
+
+    Without --mpirun_hostfile it does so and says nothing. It does not pass on how many were wanted, but it names a
+    place for them to meet, and no launcher has told this process its number.
+    """
+    meets = "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ  # which is accelerate's own
+    sizes = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+    if world > 1 or not meets or any(name in os.environ for name in sizes):
+        return ""
+    return (
+        "processes: this one is alone, though accelerate was asked for several; on CPUs it starts them by mpirun only "
+        "(--mpirun_hostfile), or use `env ACCELERATE_USE_CPU=true torchrun --nproc_per_node N -m speechssl ...`"
+    )
+
+
 class StopSignal:
     """The status to exit with once SIGTERM, SIGUSR1 or SIGINT (Ctrl-C) came, else 0; a second one exits at once."""
 

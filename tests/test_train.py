@@ -26,6 +26,7 @@ from speechssl.data.tokens import Tokenizer
 from speechssl.objectives import Metric
 from speechssl.optim import build_optimizer, learning_rate, set_learning_rate
 from speechssl.report import Tally
+from speechssl.system import alone_by_mistake
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 NO_DROPOUT = {"dropout": 0.0, "context": {"dropout": 0.0, "attention_dropout": 0.0, "layer_drop": 0.0}}
@@ -255,3 +256,16 @@ def test_a_preset_on_the_convolutions_of_another_run_asks_for_it(corpus, tmp_pat
     with pytest.raises(ConfigError, match="give --init RUN"):
         train_here(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_one_process_where_several_were_wanted_is_said(monkeypatch):
+    """What `accelerate launch --cpu --num_processes 2` leaves in the environment of the one process that it starts."""
+    for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert alone_by_mistake(1) == ""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    assert "this one is alone, though accelerate was asked for several" in alone_by_mistake(1)
+    assert alone_by_mistake(2) == ""
+    monkeypatch.setenv("WORLD_SIZE", "1")  # a launcher that says how many there are means it
+    assert alone_by_mistake(1) == ""

@@ -14,7 +14,8 @@ def span_mask(
     Count law: an utterance of F frames gets floor(start_prob * F + u) spans, u uniform in [0, 1), and at least
     `min_spans`; starts are drawn without replacement from every place where a whole span fits, so spans are
     unbroken, may overlap, and never touch padding. In an utterance too short for them, spans are so much shorter that
-    `min_spans` of them leave a frame to be seen.
+    `min_spans` of them find places; together they may still hide all of it, as in the published code, which cuts them
+    at its end instead. What is then learnt is only what positions tell; utterances of `data.min_seconds` are longer.
 
     Args:
         lengths: (B,) in frames.

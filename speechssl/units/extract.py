@@ -16,6 +16,7 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
@@ -129,7 +130,7 @@ def extract_layer(
     """
     manifest = Manifest.read(manifest_path)
     checkpoint_path = find_checkpoint(checkpoint_path)
-    where = str(pick_device(device or str(PartialState().device)))
+    where = str(pick_device(device or str(_processes().device)))
     config, encoder = _loaded(checkpoint_path, where)
     if not 0 <= layer <= encoder.num_layers:
         raise FeaturesError(f"{checkpoint_path}: has layers 0 to {encoder.num_layers}, and no layer {layer}.")
@@ -159,11 +160,16 @@ def extract_layer(
     _all_shards(folder, record, shards, encode, jobs, np.float16)
 
 
+def _processes() -> PartialState:
+    """All processes of this launch. Those that mpirun starts know of one another only if told that there is no GPU."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
 def _all_shards(
     folder: Path, record: FeaturesRecord, shards: list[Manifest], encode: Encode, jobs: int, kind: type
 ) -> None:
     """Makes the shards that are not finished; processes under `accelerate launch` share them out."""
-    state = PartialState()
+    state = _processes()
     with state.main_process_first():
         claim(folder, record)
     mine = range(state.process_index, len(shards), state.num_processes)

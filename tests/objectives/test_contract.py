@@ -4,7 +4,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import CASES, TOKENS, W2V2, make, two_utterances, units, utterances
+from cases import (
+    CASES,
+    TOKENS,
+    W2V2,
+    every_fourth_is_seen,
+    make,
+    mask_and_next_ones,
+    noisy_frames,
+    two_utterances,
+    units,
+    utterances,
+)
 from tiny import lengthen, tiny_batch
 
 from speechssl.build import build_objective, seed_everything
@@ -12,6 +23,7 @@ from speechssl.config import Config
 from speechssl.objectives import OBJECTIVES, LossOutput, find_objective
 
 EVERY = pytest.mark.parametrize("name", CASES)
+MASKED = (every_fourth_is_seen, mask_and_next_ones, noisy_frames)  # draws of a mask over frames
 
 
 def seeded_loss(objective, batch, *seed) -> torch.Tensor:
@@ -139,6 +151,21 @@ def test_the_shortest_utterance_alone_has_a_loss(name):
     output = objective(replace(batch, units=units(name, batch)) if CASES[name].units else batch)
     assert output.num_targets > 0
     assert output.loss.isfinite()
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.draws in MASKED])
+def test_an_utterance_masked_whole_keeps_a_loss(name):
+    """Which may happen to one that is as short as a span; what is left to learn then is what positions tell."""
+    objective, draws = make(name), CASES[name].draws
+    batch = utterances(name, 8000, 4000)
+    given = draws(objective, batch)
+    given["mask"][1] = torch.arange(given["mask"].shape[1]) < objective.encoder.frame_lengths(4000)
+    given.pop("negatives", None)
+    output = objective(batch, **given)
+    (output.loss / output.num_targets).backward()
+    assert output.loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in objective.parameters() if p.grad is not None)
+    assert any(p.grad.any() for p in objective.encoder.context.parameters() if p.grad is not None)
 
 
 @EVERY
