@@ -5,7 +5,8 @@
 #   recipes/librispeech/run.sh --preset demo
 #   recipes/librispeech/run.sh --preset base-960h --data /corpora --labels 10min --fold 0 --stage 3 --stop-stage 6
 #
-#   --preset NAME      a file of conf/: demo, demo-raw (no download, no GPU), mini, base-960h, large-60k; or your own .conf
+#   --preset NAME      a file of conf/: demo, demo-two, demo-raw (no download, no GPU), mini, base-960h, large-60k, or your
+#                      own .conf
 #   --data DIR         where corpora and manifests lie          (default: data)
 #   --exp DIR          where runs and results go                (default: exp/NAME)
 #   --labels SPLIT     10min, 1h, 10h or 100h                   (default: 10min)
@@ -57,10 +58,10 @@ tune() {   # PRESET --init RUN | --like RUN [KEY=VALUE ...]
   local seed=()
   [[ $system != *-seed* ]] || seed=("train.seed=${system##*-seed}")
   run $launch speechssl finetune --preset "$1" "$2" "$3" --train "$train_manifest" "${validate[@]}" \
-    --vocabulary "$tuned/vocabulary.json" -o "$tuned/$system" "${@:4}" "${seed[@]}"
+    --vocabulary "$tuned/vocabulary.json" -o "$tuned/$system" "${tune_numbers[@]}" "${@:4}" "${seed[@]}"
 }
 warm_preset= warm=()   # a preset pretrained first
-warm_numbers=() pretrain_numbers=()    # KEY=VALUE ... of the two
+warm_numbers=() pretrain_numbers=() tune_numbers=()   # KEY=VALUE ... of the three
 source "$conf"   # which corpora, presets and systems: variables and functions for the stages below
 if [ -n "$seeds" ]; then   # a folder for each system and seed
   seeded=()

@@ -1,0 +1,108 @@
+"""The comparison of objectives: what is shared, what a failure and a signal do, and the table."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_run import ROOT
+
+from speechssl.config import load, write
+from speechssl.errors import REQUEUE
+
+sys.path.insert(0, str(ROOT / "tools"))
+
+import compare_objectives as tool
+
+PATHS = {name: Path(name) for name in ("unlabelled", "tune", "test", "vocabulary")}
+PAIRS = {"speakers": (Path("a"), Path("b")), "words": (Path("c"), Path("d"))}
+
+
+@pytest.fixture
+def plan(tmp_path) -> tool.Plan:
+    return tool.Plan(out=tmp_path, minutes=1, seeds=2, probe_updates=1, tune_updates=1, **PATHS, **PAIRS)
+
+
+def begun(plan: tool.Plan, name: str) -> Path:
+    """The folder of a pretraining that has written two lines."""
+    folder = plan.out / name / "pretrain"
+    folder.mkdir(parents=True)
+    write(load(tool.preset_of(name)), folder / "config.yaml")
+    lines = [{"split": "train", "step": step, "hours": 0.5, "seconds": 60} for step in (10, 20)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_every_preset_is_there():
+    assert tool.preset_of("hubert-2") == "hubert-tiny"
+    for name in tool.PRESETS:
+        load(tool.preset_of(name))
+
+
+def test_random_weights_are_shared_by_architecture(plan):
+    hubert, again, simclr, cpc = (
+        tool.random_folder(plan, begun(plan, n)) for n in ("hubert", "hubert-2", "simclr", "cpc")
+    )
+    assert hubert == again == simclr
+    assert hubert != cpc
+
+
+def test_the_table(plan):
+    random = tool.random_folder(plan, begun(plan, "simclr"))
+    for place, kind, rates in ((plan.out / "simclr", "frozen", (0.5, 0.7)), (random, "random", (0.9, 0.9))):
+        for seed, rate in enumerate(rates, start=1):
+            score = place / f"{kind}-seed{seed}" / "score" / "score.json"
+            score.parent.mkdir(parents=True)
+            score.write_text(json.dumps({"wer": rate}))
+    head, rule, row = tool.table(plan, ["cpc", "simclr"]).splitlines()  # cpc has not begun
+    cells = dict(zip(head.split(" | "), row.split(" | "), strict=True))
+    assert head.count("|") == rule.count("|") == row.count("|")
+    assert (cells["| objective"], cells["minutes"], cells["hours heard"]) == ("| simclr", "2.0", "1.0")
+    assert cells["frozen WER %"] == "60.0 (sd 14.1, 2 seeds)"
+    assert cells["random, frozen WER %"] == "90.0 (sd 0.0, 2 seeds)"
+    assert cells["scratch WER %"] == ""
+
+
+def test_one_that_fails_is_named_and_the_others_go_on(plan, monkeypatch, capsys):
+    asked = []
+
+    def answer(plan, name):
+        asked.append(name)
+        if name == "cpc":
+            raise tool.Failed("status 2")
+
+    monkeypatch.setattr(tool, "answer", answer)
+    monkeypatch.setattr(tool.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit, match="1"):
+        tool.main(plan.out, only=["cpc", "moco"], **PATHS, **PAIRS)
+    assert asked == ["cpc", "moco"]
+    assert capsys.readouterr().err.splitlines() == ["not finished:", "cpc: status 2"]
+
+
+class Process:
+    """A verb that is stopped while it runs, or ends with a status."""
+
+    def __init__(self, status):
+        self.status, self.told = status, False
+
+    def wait(self):
+        if self.status is None and not self.told:
+            raise KeyboardInterrupt
+        return self.status
+
+    def terminate(self):
+        self.told = True
+
+
+@pytest.mark.parametrize(
+    ("status", "raised"), [(None, KeyboardInterrupt), (REQUEUE, SystemExit), (2, tool.Failed), (0, None)]
+)
+def test_a_verb_is_stopped_with_the_script(monkeypatch, status, raised):
+    process = Process(status)
+    monkeypatch.setattr(tool.subprocess, "Popen", lambda command: process)
+    if raised is None:
+        tool.run("show")
+    else:
+        with pytest.raises(raised):
+            tool.run("show")
+    assert process.told == (status is None)
