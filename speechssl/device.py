@@ -26,6 +26,6 @@ def native_precision(device: str) -> str:
     if device == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        can = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.10 cannot say
+        can: dict = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.10 cannot say
         native = can.get("avx512_bf16", False) or can.get("amx_bf16", False) or can.get("bf16", False)
     return "bf16" if native else "fp32"

@@ -127,7 +127,7 @@ def _settled(config: Config, folder: Path) -> Config:
     if config.train.precision != "auto":
         return config
     if (folder / "config.yaml").exists():
-        precision = read_run(folder).train.precision
+        precision: str = read_run(folder).train.precision
     else:
         on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
         precision = native_precision("cuda" if on_gpu else "cpu")

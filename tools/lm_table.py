@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from wer_table import interval
@@ -50,7 +50,7 @@ def measure(run: Path, tune: Path, test: Path, lm: Path, decoders: Sequence[str]
     """Decodes and scores what was not yet, and reads the numbers. `decoders` begins with greedy and beam."""
     names = {name: test.stem if name == "greedy" else f"{test.stem}-{name}" for name in decoders}
     files = {name: run / "decode" / f"{stem}.jsonl" for name, stem in names.items()}
-    weights = {"beam": {"tune_on": tune}, "flashlight": {"weights_from": files["beam"]}}
+    weights: dict[str, dict[str, Any]] = {"beam": {"tune_on": tune}, "flashlight": {"weights_from": files["beam"]}}
     for name in decoders:
         print(f"{run.name}: {NAMES[name]}", flush=True)
         decoding = Decoding(decoder=name, lm=None if name == "greedy" else str(lm))  # type: ignore[arg-type]

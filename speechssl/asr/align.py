@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torchaudio.functional import TokenSpan, forced_align, merge_tokens
 
@@ -51,7 +52,7 @@ def align(log_probs: Tensor, tokens: Sequence[int]) -> list[TokenSpan]:
 
     There must be `frames_needed(tokens)` frames at least.
     """
-    targets = log_probs.new_tensor([list(tokens)], dtype=int)
+    targets = torch.tensor([list(tokens)], device=log_probs.device)
     path, scores = forced_align(log_probs[None], targets)
     return merge_tokens(path[0], scores[0])
 
@@ -170,7 +171,7 @@ def align_manifest(
             continue
         found = aligned[u.id]
         if textgrids is not None:
-            tiers = {settings["labels"]: found.labels, "words": found.words}
+            tiers = {str(settings["labels"]): found.labels, "words": found.words}
             write_textgrid(Path(textgrids) / (u.id.replace("/", "%2F") + ".TextGrid"), u.seconds, tiers)
         row: dict[str, Any] = {"id": u.id} | ({} if u.speaker is None else {"speaker": u.speaker})
         row |= {"seconds": round(u.seconds, 3), "score": found.score}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def _json_line(line: str) -> tuple[str, list[Interval]]:
         ) from None
 
 
-def write_textgrid(path: str | Path, seconds: float, tiers: dict[str, Sequence[Interval]]) -> None:
+def write_textgrid(path: str | Path, seconds: float, tiers: Mapping[str, Sequence[Interval]]) -> None:
     """Writes a TextGrid (Praat's long format), whole or not at all; what lies between labels is empty intervals.
 
     Args:

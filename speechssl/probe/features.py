@@ -205,7 +205,7 @@ def _compute(
 ) -> Features:
     problems: list[str] = []
     rows: dict[str, dict[str, np.ndarray]] = {}  # id, or name of a moment -> layer -> (D,)
-    whole, long = (manifest.filter(lambda u, long=long: _is_long(source, u) == long) for long in (False, True))
+    whole, long = manifest.filter(lambda u: not _is_long(source, u)), manifest.filter(lambda u: _is_long(source, u))
     for batch in batches(source, whole, problems, title=title, seconds_per_batch=seconds_per_batch):
         if moments is None:
             vectors = {layer: of_layer.float().cpu().numpy() for layer, of_layer in source.pool(batch).items()}

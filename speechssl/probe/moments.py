@@ -85,8 +85,11 @@ def train_and_test(
 
     Raises LabelError: a manifest without labels, or no label that both have.
     """
-    labels, numbers = alignments.read(), {"most": alignments.most, "seed": alignments.seed}
-    train, test = (examples_of(*one, **numbers) for one in zip(manifests, [labels] * 2, paths, strict=True))
+    labels, most, seed = alignments.read(), alignments.most, alignments.seed
+    train, test = (
+        examples_of(manifest, labels, path, most=most, seed=seed)
+        for manifest, path in zip(manifests, paths, strict=True)
+    )
     known = set(train.labels.values())
     strange = sorted(set(test.labels.values()) - known)
     if not strange:

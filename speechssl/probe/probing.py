@@ -172,7 +172,7 @@ def probe(
     else:
         examples, note = train_and_test(manifests, (train, test), alignments)
         labels, moments = [part.labels for part in examples], [part.moments for part in examples]
-        groups = {name: groups.get(u, u) for part in moments for u, names in part.items() for name in names}
+        groups = {name: groups.get(u, u) for part in examples for u, names in part.moments.items() for name in names}
         manifests = examples[0].of(manifests[0]), examples[1].of(manifests[1])
         facts |= {"examples": "frames", "note": note}
     check_same_classes(*(list(of.values()) for of in labels))
