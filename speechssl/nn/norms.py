@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from speechssl.nn.lengths import padding_mask
-from speechssl.nn.packing import Packing
 
 
 def channel_norm(x: Tensor, lengths: Tensor | None, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
@@ -25,35 +24,14 @@ def utterance_norm(x: Tensor, lengths: Tensor | None, weight: Tensor, bias: Tens
     return _padded(x, lengths, weight, bias, eps, over=(1, 2))
 
 
-def packed_norm(x: Tensor, packing: Packing, weight: Tensor, bias: Tensor, *, kind: str, eps: float = 1e-5) -> Tensor:
-    """`channel_norm` (kind "group") or `utterance_norm` (kind "utterance") of rows (R, C)."""
-    over = (1,) if kind == "group" else (1, 2)
-    parts = x.split(packing.rows)
-    if len(set(packing.rows)) == len(set(packing.valid)) == 1:
-        whole = x.view(len(parts), -1, x.shape[1])
-        return _normalize(whole, whole[:, : packing.valid[0]], weight, bias, eps, over).view_as(x)
-    normed = [
-        _normalize(part[None], part[None, :valid], weight, bias, eps, over)[0]
-        for part, valid in zip(parts, packing.valid, strict=True)
-    ]
-    return torch.cat(normed)
-
-
 def _padded(x: Tensor, lengths: Tensor | None, weight: Tensor, bias: Tensor, eps: float, over) -> Tensor:
     if lengths is None:
-        return _normalize(x, x, weight, bias, eps, over)
+        variance, mean = torch.var_mean(x.float(), dim=over, correction=0, keepdim=True)  # (B, 1, C) or (B, 1, 1)
+        return _affine(x, mean, variance, weight, bias, eps)
     count = lengths.clamp(min=1)[:, None, None].float() * (x.shape[2] if 2 in over else 1)
     padding = padding_mask(lengths, x.shape[1])[:, :, None]
     mean = x.float().masked_fill(padding, 0.0).sum(over, keepdim=True) / count
     variance = (x.float() - mean).masked_fill(padding, 0.0).square().sum(over, keepdim=True) / count
-    return _affine(x, mean, variance, weight, bias, eps)
-
-
-def _normalize(x: Tensor, valid: Tensor, weight: Tensor, bias: Tensor, eps: float, over) -> Tensor:
-    """(B, T, C) normalised by the statistics of `valid`, which is a part of it."""
-    if not valid.shape[1]:
-        return x
-    variance, mean = torch.var_mean(valid.float(), dim=over, correction=0, keepdim=True)  # (B, 1, C) or (B, 1, 1)
     return _affine(x, mean, variance, weight, bias, eps)
 
 

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speechssl.nn.conv_stack import ConvStack
-from speechssl.nn.convolve import ActivateThenConvolve, convolve
+from speechssl.nn.convolve import ActivateThenConvolve
 from speechssl.nn.packing import pack, unpack
+from speechssl.nn.rows import ConvolveRows, normalized_taps, pieces, windows
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -25,15 +26,19 @@ def reference(x, weight, bias, stride):
     kernel=st.integers(1, 7),
     stride=st.integers(1, 5),
     bias=st.booleans(),
+    piece=st.integers(1, 20),
+    apart=st.booleans(),
 )
-def test_rows_are_a_convolution(batch, rows, channels, kernel, stride, bias):
-    """Values and gradients, for every frame that lies inside an utterance."""
+def test_rows_are_a_convolution(batch, rows, channels, kernel, stride, bias, piece, apart):
+    """Values and gradients, for every frame that lies inside an utterance, however the rows are cut."""
     size = rows * stride
     torch.manual_seed(kernel)
     x, weight = torch.randn(batch, size, channels), torch.randn(5, channels, kernel)
     offset = torch.randn(5) if bias else None
     inputs = [t.requires_grad_() for t in (x, weight, offset) if t is not None]
-    made = convolve(x.reshape(-1, channels), weight, offset, stride).view(batch, rows, 5)
+    cut = pieces([rows] * batch if apart else [rows * batch], piece)
+    made = ConvolveRows.apply(lambda _, x: x, cut, stride, x.reshape(-1, channels), weight, offset)
+    made = made.view(batch, rows, 5)
     valid = (size - kernel) // stride + 1
     if valid < 1:
         return
@@ -57,8 +62,11 @@ def test_activation_made_twice_is_the_activation(rows, bias):
     def activate(x, scale, shift):
         return F.gelu(F.layer_norm(x, (3,), scale, shift))
 
-    given = x.view(-1, 3) if rows else x
-    made = ActivateThenConvolve.apply(activate, 2, given, weight, offset, scale, shift)
+    if rows:
+        cut = pieces([12], 5)  # the second begins in one utterance and ends in the other
+        made = ConvolveRows.apply(lambda _, *a: activate(*a), cut, 2, x.view(-1, 3), weight, offset, scale, shift)
+    else:
+        made = ActivateThenConvolve.apply(activate, 2, x, weight, offset, scale, shift)
     made = (made.view(2, 6, 4) if rows else made)[:, :5]
     expected = reference(activate(x, scale, shift), weight, offset, 2)
     torch.testing.assert_close(made, expected, **CLOSE)
@@ -70,6 +78,49 @@ def test_activation_made_twice_is_the_activation(rows, bias):
         torch.testing.assert_close(a, b, **CLOSE)
 
 
+@settings(deadline=None, max_examples=30)
+@given(outputs=st.lists(st.integers(0, 9), min_size=1, max_size=4), size=st.one_of(st.none(), st.integers(1, 5)))
+def test_pieces_cover_every_output_once(outputs, size):
+    cut = pieces(outputs, size)
+    assert [i for piece in cut for i in range(piece.start, piece.stop)] == list(range(sum(outputs)))
+    for piece in cut:
+        assert piece.first == sum(outputs[: piece.utterance])
+        assert piece.first <= piece.start < piece.stop <= piece.first + outputs[piece.utterance]
+        assert size is None or piece.stop - piece.start <= size
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_the_first_norm_is_in_the_taps(offset):
+    """Group norm of the first convolution, values and gradients; faint and biased sound does not blur it."""
+    torch.manual_seed(5)
+    sound = torch.randn(1, 500, 1).cumsum(1) + offset  # most of its energy is slow
+    weight = torch.randn(7, 1, 10)
+    weight = (weight - weight.mean(2, keepdim=True)).requires_grad_()  # the taps answer to what is fast
+    scale, shift = torch.randn(7, requires_grad=True), torch.randn(7, requires_grad=True)
+    seen = windows(sound[0], 10, 5)[:99]
+    taps, mean = normalized_taps(seen[:, :-1], weight, scale, shift)
+    made = (seen - F.pad(mean, (0, 1))) @ taps
+    exact = [t.detach().double().requires_grad_() for t in (weight, scale, shift)]
+    plain = F.conv1d(sound.double().transpose(1, 2), exact[0], stride=5)
+    expected = F.group_norm(plain, 7, *exact[1:])[0].t()
+    torch.testing.assert_close(made.double(), expected, rtol=1e-4, atol=1e-4)
+    gradient = torch.randn_like(made)
+    ours = torch.autograd.grad(made, (weight, scale, shift), gradient)
+    theirs = torch.autograd.grad(expected, exact, gradient.double())
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_the_waveform_has_a_gradient_too(norm):
+    torch.manual_seed(6)
+    stack = ConvStack(1, (6, 5), (10, 3), (5, 2), bias=False, norm=norm)
+    sound = torch.randn(2, 100, 1, requires_grad=True)
+    (ours,) = torch.autograd.grad(stack(sound, None)[0].square().sum(), sound)
+    (theirs,) = torch.autograd.grad(stack._whole(sound).square().sum(), sound)
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("norm", ["group", "layer", "utterance", "none"])
 @pytest.mark.parametrize("lengths", [[400, 400], [400, 233, 17, 1], [90, 400]])
 def test_packed_utterances_are_each_their_own(norm, lengths):
@@ -78,7 +129,7 @@ def test_packed_utterances_are_each_their_own(norm, lengths):
     stack = ConvStack(1, (6, 5, 4), (10, 3, 2), (5, 2, 2), bias=True, norm=norm)
     sound = torch.randn(len(lengths), 400, 1)
     together, frames = stack(sound, torch.tensor(lengths))
-    apart = [stack._run(sound[i : i + 1, :n], None)[0] for i, n in enumerate(lengths) if n >= 45]
+    apart = [stack._whole(sound[i : i + 1, :n])[0] for i, n in enumerate(lengths) if n >= 45]
     assert frames.tolist() == [len(a) for a in apart] + [0] * (len(lengths) - len(apart))
     together.square().sum().backward()
     ours = [p.grad.clone() for p in stack.parameters()]
