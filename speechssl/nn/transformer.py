@@ -81,12 +81,9 @@ class Attention(nn.Module):
 
     def _mix(self, x: Tensor, heads: Tensor, keys, causal: bool, positions: Tensor | None) -> Tensor:
         batch, frames, dim = x.shape
-        split = heads.view(batch, frames, 3, self.num_heads, dim // self.num_heads)
-        query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, F, D / H)
-        dropout = self.dropout if self.training else 0.0
+        heads = heads.view(batch, frames, 3, self.num_heads, dim // self.num_heads)
         bias = None if positions is None else self.position_gate(x, positions)
-        mixed = attend(query, key, value, keys, dropout, causal, bias)
-        return mixed.transpose(1, 2).reshape(batch, frames, dim)
+        return attend(heads, keys, self.dropout if self.training else 0.0, causal, bias)
 
 
 class Block(nn.Module):

@@ -205,8 +205,8 @@ def test_dropped_layers_keep_a_zero_gradient(dropping):
 
 @pytest.mark.parametrize(("causal", "padded"), [(False, False), (False, True), (True, False)])
 def test_attention_in_bf16_on_a_cpu_equals_the_fused_kernel(causal, padded):
-    heads = torch.randn(3, 2, 4, 37, 16).bfloat16()
+    heads = torch.randn(2, 37, 3, 4, 16).bfloat16()
     keys = (torch.arange(37) < torch.tensor([37, 20])[:, None])[:, None, None] if padded else None
-    ours = attend(*heads, keys, 0.0, causal)
-    theirs = attend(*heads.float(), keys, 0.0, causal)
+    ours = attend(heads, keys, 0.0, causal)
+    theirs = attend(heads.float(), keys, 0.0, causal)
     assert (ours.float() - theirs).abs().max() < 0.03

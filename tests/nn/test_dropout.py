@@ -45,14 +45,16 @@ def test_no_dropout_is_none():
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("drop", [0.0, 0.3])
-def test_attention_is_the_formula(dtype, causal, padded, biased, drop):
+def test_attention_is_the_formula(monkeypatch, dtype, causal, padded, biased, drop):
     torch.manual_seed(3)
-    query, key, value = (torch.randn(2, 3, 9, 4).to(dtype).requires_grad_() for _ in range(3))
+    monkeypatch.setattr("speechssl.nn.attention.PIECE", 2 * 81)  # two heads of the three, then one
+    heads = torch.randn(2, 9, 3, 3, 4).to(dtype).requires_grad_()
+    query, key, value = heads.permute(2, 0, 3, 1, 4)
     bias = torch.randn(2, 3, 9, 9, requires_grad=True) if biased else None
     keys = (torch.arange(9) < torch.tensor([[9], [6]]))[:, None, None] if padded else None
-    inputs = [t for t in (query, key, value, bias) if t is not None]
+    inputs = [heads] if bias is None else [heads, bias]
     torch.manual_seed(4)
-    made = attend(query, key, value, keys, drop, causal, bias)
+    made = attend(heads, keys, drop, causal, bias)
     gradient = torch.randn(made.shape).to(dtype)
     ours = torch.autograd.grad(made, inputs, gradient)
     scores = query @ key.transpose(-1, -2) / 2 + (0 if bias is None else bias.to(dtype))
@@ -60,7 +62,7 @@ def test_attention_is_the_formula(dtype, causal, padded, biased, drop):
     if drop:
         torch.manual_seed(4)
         probs = torch.where(keep_mask(probs.shape, drop), probs, 0.0) / (1 - drop)
-    expected = probs @ value
+    expected = (probs @ value).transpose(1, 2).flatten(2)
     tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}
     torch.testing.assert_close(made, expected, **tolerance)
     for a, b in zip(ours, torch.autograd.grad(expected, inputs, gradient), strict=True):

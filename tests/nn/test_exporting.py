@@ -61,9 +61,9 @@ def test_powers_by_convolution_are_those_of_fourier(window, hop, samples):
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention_with_a_bias(causal):
-    query, key, value = torch.randn(3, 2, 4, 9, 8)
+    heads = torch.randn(2, 9, 3, 4, 8)
     bias, keys = torch.randn(2, 4, 9, 9), torch.arange(9)[None, None, None] < torch.tensor([9, 5])[:, None, None, None]
-    quick = attend(query, key, value, keys, 0.0, causal, bias)
+    quick = attend(heads, keys, 0.0, causal, bias)
     with plainly():
-        plain = attend(query, key, value, keys, 0.0, causal, bias)
+        plain = attend(heads, keys, 0.0, causal, bias)
     torch.testing.assert_close(plain, quick)

@@ -138,22 +138,22 @@ def test_gate_by_loops():
 
 @pytest.mark.parametrize("numbers", [{"relative_buckets": 16}, {"relative_buckets": 16, "causal": True}])
 def test_bias_in_bf16_on_a_cpu_equals_the_fused_kernel(numbers):
-    heads, bias = torch.randn(3, 2, 4, 37, 16).bfloat16(), torch.randn(2, 4, 37, 37)
+    heads, bias = torch.randn(2, 37, 3, 4, 16).bfloat16(), torch.randn(2, 4, 37, 37)
     keys = (torch.arange(37) < torch.tensor([37, 20])[:, None])[:, None, None]
     causal = numbers.get("causal", False)
-    ours = attend(*heads, keys, 0.0, causal, bias)
-    theirs = attend(*heads.float(), keys, 0.0, causal, bias)
+    ours = attend(heads, keys, 0.0, causal, bias)
+    theirs = attend(heads.float(), keys, 0.0, causal, bias)
     assert (ours.float() - theirs).abs().max() < 0.05
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_utterance_without_frames_keeps_numbers_finite(dtype):
     """With every key forbidden there is nothing to attend to; the answer is not used, but its gradient must be 0."""
-    heads = torch.randn(3, 2, 4, 5, 8).to(dtype).requires_grad_()
+    heads = torch.randn(2, 5, 3, 4, 8).to(dtype).requires_grad_()
     bias = torch.randn(2, 4, 5, 5, requires_grad=True)
     keys = (torch.arange(5) < torch.tensor([5, 0])[:, None])[:, None, None]
     for extra in ((), (bias,)):
-        attend(*heads, keys, 0.0, False, *extra)[0].float().sum().backward()
+        attend(heads, keys, 0.0, False, *extra)[0].float().sum().backward()
         assert heads.grad.isfinite().all()
     assert bias.grad.isfinite().all()
 
