@@ -15,6 +15,7 @@ from speechssl.nn.dropout import Dropout
 from speechssl.nn.exporting import exporting
 from speechssl.nn.lengths import padding_mask, zero_padding
 from speechssl.nn.positions import PositionalConvolution, PositionalStack, PositionGate, RelativePositions
+from speechssl.nn.rows import ConvolveRows, pieces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,26 @@ class Attention(nn.Module):
         return attend(heads, keys, self.dropout if self.training else 0.0, causal, bias)
 
 
+class GeluLinear(nn.Linear):
+    """Linear map of a GELU: (..., dim_in) before the GELU -> (..., dim_out). dropout: of what the GELU gives.
+
+    On a CPU the GELU is made again in the backward pass: its output is the widest tensor of a block.
+    """
+
+    def __init__(self, dim_in: int, dim_out: int, dropout: float):
+        super().__init__(dim_in, dim_out)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        drops = self.training and self.dropout.p > 0
+        if x.device.type != "cpu" or drops or torch.compiler.is_compiling() or exporting():
+            return super().forward(self.dropout(F.gelu(x)))
+        rows = x.flatten(0, -2)  # a convolution of one tap
+        cut = pieces([len(rows)], None)
+        out = ConvolveRows.apply(lambda _, rows: F.gelu(rows), cut, 1, rows, self.weight.unsqueeze(2), self.bias)
+        return out.view(*x.shape[:-1], -1)
+
+
 class Block(nn.Module):
     """Attention and feed-forward, each with a residual; layer norm before (norm_first) or after."""
 
@@ -96,13 +117,12 @@ class Block(nn.Module):
         self.attention = Attention(config.dim, config.num_heads, config.attention_dropout, gated=gated)
         self.attention_norm = nn.LayerNorm(config.dim)
         self.ffn_in = nn.Linear(config.dim, config.ffn_dim)
-        self.ffn_out = nn.Linear(config.ffn_dim, config.dim)
+        self.ffn_out = GeluLinear(config.ffn_dim, config.dim, config.activation_dropout)
         self.ffn_norm = nn.LayerNorm(config.dim)
         self.dropout = Dropout(config.dropout)
-        self.activation_dropout = Dropout(config.activation_dropout)
 
     def _ffn(self, x: Tensor) -> Tensor:
-        return self.dropout(self.ffn_out(self.activation_dropout(F.gelu(self.ffn_in(x)))))
+        return self.dropout(self.ffn_out(self.ffn_in(x)))
 
     def forward(
         self,

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from parity import shake
 from tiny import tiny_transformer
 from torch import nn
@@ -210,3 +211,19 @@ def test_attention_in_bf16_on_a_cpu_equals_the_fused_kernel(causal, padded):
     ours = attend(heads, keys, 0.0, causal)
     theirs = attend(heads.float(), keys, 0.0, causal)
     assert (ours.float() - theirs).abs().max() < 0.03
+
+
+# ---------------------------------------------------------------------------------------- what the backward pass keeps
+
+
+def test_the_feed_forward_made_twice_is_the_formula():
+    torch.manual_seed(1)
+    block = Block(tiny_transformer())
+    x = torch.randn(2, 7, 32, requires_grad=True)
+    inputs = [x, *block.ffn_in.parameters(), *block.ffn_out.parameters()]
+    made, expected = block._ffn(x), F.linear(F.gelu(block.ffn_in(x)), *block.ffn_out.parameters())
+    torch.testing.assert_close(made, expected)
+    gradient = torch.randn_like(made)
+    ours, theirs = (torch.autograd.grad(y, inputs, gradient) for y in (made, expected))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
