@@ -62,7 +62,7 @@ RUNS = {
     "data2vec": {"kind": "data2vec"},
     "ctc": {"kind": "ctc"},
     "wavlm": {"kind": "wavlm", "encoder": {"context": {"layer_drop": 0.5}}},
-    "wav2vec2": {"kind": "wav2vec2", "encoder": {"context": {"layer_drop": 0.5}}},
+    "wav2vec2": {"kind": "wav2vec2", "encoder": {"context": {"layer_drop": 0.5, "checkpoint_every": 1}}},
     "loud": {"kind": "cpc"},  # one utterance overflows, on one process: both skip the update
     "one-micro-batch": {"kind": "cpc", "train": {"seconds_per_update": 2.5}},
     "moco": {"kind": "moco", "train": {"seconds_per_update": 5.0}},

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from speechssl.nn.lengths import padding_mask
-from speechssl.nn.transformer import Block, TransformerConfig, drop_block, drops
+from speechssl.nn.transformer import Block, TransformerConfig, run_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class SinusoidalConfig:
     attention_dropout: float = 0.0
     activation_dropout: float = 0.0
     layer_drop: float = 0.0
+    checkpoint_every: int = 0  # as a Transformer's
 
     def __post_init__(self):
         if self.dim % self.num_heads or self.dim % 2:
@@ -79,10 +80,8 @@ class Sinusoidal(nn.Module):
         keys = None if lengths is None else ~padding_mask(lengths.clamp(min=1), x.shape[1])[:, None, None]
         x = x + sinusoids(places, self.dim).to(x.dtype)
         x = self.dropout(x if self.config.norm_first else self.norm(x))
-        layers = [x]
-        for block in self.blocks[:num_layers]:
-            x = drop_block(block, x) if drops(self, self.config.layer_drop) else block(x, keys)
-            layers.append(x)
+        layers = run_blocks(self, x, num_layers, keys)
+        x = layers[-1]
         if self.config.norm_first and len(layers) > len(self.blocks):
             x = self.norm(x)
         return x, layers

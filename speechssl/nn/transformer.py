@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from speechssl.nn.attention import attend
 from speechssl.nn.dropout import Dropout
@@ -38,8 +39,11 @@ class TransformerConfig:
     attention_dropout: float = 0.1
     activation_dropout: float = 0.0
     layer_drop: float = 0.05
+    checkpoint_every: int = 0  # only what enters every so many blocks is kept for the backward pass; 0: everything
 
     def __post_init__(self):
+        if self.checkpoint_every < 0:
+            raise ValueError("checkpoint_every must be 0 or more")
         if self.dim % self.num_heads or self.dim % self.position_groups:
             raise ValueError("dim must be a multiple of num_heads and of position_groups")
         if self.position_layers < 1:
@@ -186,11 +190,8 @@ class Transformer(nn.Module):
             keys = ~padding_mask(lengths.clamp(min=1), size)[:, None, None]
         relative = None if self.relative is None else self.relative(size)
         x = self.dropout(x)
-        layers = [x]
-        for block in self.blocks[:num_layers]:
-            skipped = drops(self, self.config.layer_drop)
-            x = drop_block(block, x, relative) if skipped else block(x, keys, relative, packed)
-            layers.append(x)
+        layers = run_blocks(self, x, num_layers, keys, relative, packed)
+        x = layers[-1]
         if self.config.norm_first and len(layers) > len(self.blocks):
             x = self.norm(x)
         if packed is not None:
@@ -201,6 +202,32 @@ class Transformer(nn.Module):
 def unpack_frames(frames: Tensor, lengths: list[int], size: int) -> Tensor:
     """(N, D) -> (B, size, D), zero behind each utterance's end."""
     return torch.stack([F.pad(part, (0, 0, 0, size - len(part))) for part in frames.split(lengths)])
+
+
+def run_blocks(network, x: Tensor, num_layers: int | None, *args) -> list[Tensor]:
+    """What enters the first of the network's blocks, and what leaves each of the first `num_layers` (None: all).
+
+    args: `keys`, `positions`, `packed` of `Block.forward`. With `checkpoint_every` N in the network's config, N blocks
+    after another keep nothing but what enters them, and run again in the backward pass, with the same dropout.
+    """
+    layers, blocks, config = [x], list(network.blocks[:num_layers]), network.config
+    every = config.checkpoint_every if torch.is_grad_enabled() else 0
+    for start in range(0, len(blocks), every or len(blocks) or 1):
+        some = blocks[start : start + every] if every else blocks
+        left_out = [drops(network, config.layer_drop) for _ in some]  # once: Python's generator is not put back
+        if every:
+            layers += checkpoint(_run, some, left_out, layers[-1], *args, use_reentrant=False)
+        else:
+            layers += _run(some, left_out, x, *args)
+    return layers
+
+
+def _run(blocks: list[nn.Module], left_out: list[bool], x: Tensor, keys=None, positions=None, packed=None):
+    made = []
+    for block, skipped in zip(blocks, left_out, strict=True):
+        x = drop_block(block, x, positions) if skipped else block(x, keys, positions, packed)
+        made.append(x)
+    return made
 
 
 def drops(network: nn.Module, share: float) -> bool:

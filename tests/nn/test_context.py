@@ -227,3 +227,29 @@ def test_the_feed_forward_made_twice_is_the_formula():
     ours, theirs = (torch.autograd.grad(y, inputs, gradient) for y in (made, expected))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 9])
+@pytest.mark.parametrize("lengths", [None, [9, 4, 1]])
+@pytest.mark.parametrize("relative", [0, 16])
+def test_checkpointing_changes_no_bit(every, lengths, relative):
+    """Hidden, layers and every gradient, with dropout and LayerDrop, padded or not; and nothing more is kept."""
+
+    def run(checkpoint_every: int):
+        torch.manual_seed(2)
+        numbers = {"dropout": 0.2, "attention_dropout": 0.2, "activation_dropout": 0.1, "layer_drop": 0.3}
+        numbers |= {"num_layers": 5, "relative_buckets": relative, "checkpoint_every": checkpoint_every}
+        context = Transformer(tiny_transformer(**numbers), 32).train()
+        x = torch.randn(3, 9, 32, requires_grad=True)
+        seed_everything(7, 3, 0)
+        kept: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            hidden, layers = context(x, None if lengths is None else torch.tensor(lengths))
+        size = sum({t.data_ptr(): t.numel() for t in kept}.values())
+        (hidden.square().sum() + layers[2].sum()).backward()
+        return size, [hidden, *layers, x.grad, *(p.grad for p in context.parameters())]
+
+    (plain_size, plain), (size, checkpointed) = run(0), run(every)
+    assert size < plain_size
+    for a, b in zip(plain, checkpointed, strict=True):
+        assert a.equal(b)
