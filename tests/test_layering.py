@@ -21,7 +21,7 @@ LAYERS: dict[str, tuple[set[str], set[str] | None]] = {
     "device": ({"errors"}, {"torch"}),
     "config": ({"errors"}, {"pydantic", "yaml"}),
     "batch": (set(), {"torch"}),
-    "nn": ({"nn"}, {"torch", "torchaudio"}),
+    "nn": ({"nn"}, {"numpy", "torch", "torchaudio"}),
     "data": ({"config", "batch", "errors", "data"}, None),
     "objectives": ({"nn", "batch", "errors", "objectives"}, None),
     "units": ({"device", "nn", "data", "checkpoint", "config", "batch", "errors", "units"}, None),

@@ -11,7 +11,7 @@ from torch import Tensor
 from speechssl.nn.dropout import drop_, keep_mask
 from speechssl.nn.exporting import exporting
 
-PIECE = 2**19  # scores of a piece: so few that they stay in a CPU's cache from the first product to the second
+PIECE = 2**20  # scores of a piece: so few that they stay in a CPU's cache from the first product to the second
 
 
 def attend(heads: Tensor, keys: Tensor | None, dropout: float, causal: bool, bias: Tensor | None = None) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PIECE = 2**19  # numbers that go into the convolution of a piece
+PIECE = 2**20  # numbers that go into the convolution of a piece
 Activation = Callable[..., Tensor]  # (number of the utterance, rows of it, *parameters) -> activated rows
 
 
@@ -82,7 +82,7 @@ class ConvolveRows(torch.autograd.Function):
         taps, blocks = _by_tap(weight.to(ctx.dtype)), _blocks(weight, stride)
         _, _, _, needs_x, needs_weight, needs_bias, *needs_more = ctx.needs_input_grad
         to_x = torch.empty_like(x) if needs_x else None
-        to_taps = torch.zeros(taps.shape, dtype=weight.dtype, device=x.device) if needs_weight else None
+        to_taps = torch.zeros(taps.t().shape, dtype=weight.dtype, device=x.device) if needs_weight else None
         to_more = [torch.zeros_like(p) if need else None for p, need in zip(parameters, needs_more, strict=True)]
         for piece in ctx.cut:
             here = slice(piece.start * stride, piece.stop * stride)
@@ -95,7 +95,7 @@ class ConvolveRows(torch.autograd.Function):
             for block, reached, outputs in _reach(piece, blocks, rows):
                 used, part = gradient[outputs], taps[block.taps]
                 if to_taps is not None:
-                    _add_product(to_taps[block.taps], reached.t(), used)
+                    _add_product(to_taps[:, block.taps], used.t(), reached)
                 to_reached = to_rows[len(rows) - len(reached) :, : len(part)]
                 if block.shift:
                     to_reached.addmm_(used, part.t())
@@ -110,7 +110,7 @@ class ConvolveRows(torch.autograd.Function):
             for total in to_more:
                 if total is not None:
                     total += next(made)
-        to_weight = None if to_taps is None else to_taps.view(weight.shape[2], weight.shape[1], -1).permute(2, 1, 0)
+        to_weight = None if to_taps is None else to_taps.unflatten(1, (weight.shape[2], -1)).transpose(1, 2)
         to_bias = gradient.sum(0, dtype=weight.dtype) if needs_bias else None
         return None, None, None, to_x, to_weight, to_bias, *to_more
 
