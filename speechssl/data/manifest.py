@@ -66,6 +66,7 @@ class Utterance:
 _KNOWN = {f.name for f in dataclasses.fields(Utterance)} - {"extra"}
 _HALF = re.compile("[\ud800-\udfff]").search  # of a letter: JSON can say it, and no file can hold it
 _REQUIRED = ("id", "audio", "num_samples", "sample_rate")
+_NEEDED = frozenset(_REQUIRED)
 
 
 @dataclass(frozen=True)
@@ -153,12 +154,15 @@ def _parse_line(line: str, folder: str) -> Utterance:
         raise ValueError("not a JSON object") from None
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
-    missing = [name for name in _REQUIRED if name not in record]
-    if missing:
-        raise ValueError(f"no {', '.join(missing)}")
-    extra = {k: v for k, v in record.items() if k not in _KNOWN}  # other columns are the user's own
-    record = {k: v for k, v in record.items() if k in _KNOWN}
+    if not record.keys() >= _NEEDED:
+        raise ValueError(f"no {', '.join(name for name in _REQUIRED if name not in record)}")
+    extra: dict[str, Any] = {}
+    if not record.keys() <= _KNOWN:  # other columns are the user's own
+        extra = {k: v for k, v in record.items() if k not in _KNOWN}
+        record = {k: v for k, v in record.items() if k in _KNOWN}
     _check_types(record)
+    if "\\u" in line:  # the only way to say half a letter
+        _check_letters(record)
     if record.get("byte_range") is not None:
         record["byte_range"] = tuple(record["byte_range"])
     if not os.path.isabs(record["audio"]):
@@ -170,13 +174,9 @@ def _check_types(record: dict) -> None:
     for name in ("id", "audio"):
         if not isinstance(record[name], str) or not record[name]:
             raise ValueError(f"{name} must be a text, not {record[name]!r}")
-        if _HALF(record[name]):
-            raise ValueError(f"{name} {record[name]!r} holds half a letter")
     for name in ("text", "speaker"):
         if not isinstance(record.get(name), (str, type(None))):
             raise ValueError(f"{name} must be a text, not {record[name]!r}")
-        if _HALF(record.get(name) or ""):
-            raise ValueError(f"{name} {record[name]!r} holds half a letter")
     for name, least in (("num_samples", 1), ("sample_rate", 1), ("start", 0)):
         value = record.get(name, least)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**53:
@@ -185,3 +185,9 @@ def _check_types(record: dict) -> None:
     valid = isinstance(span, list) and len(span) == 2 and all(type(x) is int and x >= 0 for x in span)
     if span is not None and not valid:
         raise ValueError(f"byte_range must be [offset, size], not {span!r}")
+
+
+def _check_letters(record: dict) -> None:
+    for name in ("id", "audio", "text", "speaker"):
+        if _HALF(record.get(name) or ""):
+            raise ValueError(f"{name} {record[name]!r} holds half a letter")
