@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import soundfile
 import torch
 
 from speechssl.batch import Batch
 from speechssl.bench.step import Candidate, Case, waveforms
 from speechssl.build import build_objective
+from speechssl.data.dataset import SpeechDataset
+from speechssl.data.manifest import Manifest, Utterance
+from speechssl.extract import TrainedEncoder
 from speechssl.system import keep_memory_pages
 
 
@@ -15,6 +24,8 @@ def ours(case: Case, device: str) -> Candidate:
     keep_memory_pages()
     objective = build_objective(case.resolved()).to(device)
     encoder = objective.encoder
+    if case.encode:
+        return _features(case, encoder.config, device)
     batch = made_up_batch(case, objective).to(device)
 
     def loss() -> torch.Tensor:
@@ -22,7 +33,36 @@ def ours(case: Case, device: str) -> Candidate:
         return output.loss / output.num_targets
 
     objective.before_step(0)
-    return Candidate(objective, loss, {"convolutions": encoder.feature_encoder, "context": encoder.context})
+    parts = {"convolutions": encoder.feature_encoder, "context": encoder.context}
+    return Candidate(objective, loss, parts, read=_reader(case))
+
+
+def _features(case: Case, config, device: str) -> Candidate:
+    data = case.resolved().data
+    encoder = TrainedEncoder(config, sample_rate=data.sample_rate, normalize=data.normalize).to(device).eval()
+    sound, lengths = waveforms(case)
+    recordings = [row[:n].numpy() / row.abs().max().item() for row, n in zip(sound, lengths.tolist(), strict=True)]
+    precision = "fp32" if case.precision == "fp32" else "bf16"
+    return Candidate(encoder, lambda: encoder.extract(recordings, precision=precision))
+
+
+def _reader(case: Case) -> Callable[[], object]:
+    """Reads the batch from FLAC in a folder that goes when nobody can read any more."""
+    config, (sound, lengths) = case.resolved(), waveforms(case)
+    rate, folder = config.data.sample_rate, tempfile.TemporaryDirectory(prefix="speechssl-bench-")
+    utterances = []
+    for i, (row, length) in enumerate(zip(sound, lengths.tolist(), strict=True)):
+        file = Path(folder.name) / f"{i}.flac"
+        soundfile.write(file, row[:length].numpy() / row.abs().max().item(), rate)
+        utterances.append(Utterance(id=str(i), audio=str(file), num_samples=length, sample_rate=rate))
+    numbers = {"min_seconds": min(case.seconds), "max_seconds": max(case.seconds), "crop": False}
+    dataset = SpeechDataset(Manifest.of(utterances), config.override(data=numbers).data)
+
+    def read() -> object:
+        assert folder.name
+        return dataset[0, np.arange(len(dataset))]
+
+    return read
 
 
 def made_up_batch(case: Case, objective) -> Batch:

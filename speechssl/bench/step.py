@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,16 +20,27 @@ from torch import Tensor, nn
 from speechssl.config import Config, parse
 from speechssl.errors import UserError
 
-PEERS = {"ours": "speechssl.bench.ours:ours", "transformers": "speechssl.bench.peers:transformers_wav2vec2"}
+PEERS = {
+    "ours": "speechssl.bench.ours:ours",
+    "transformers": "speechssl.bench.peers:transformers",
+    "torchaudio": "speechssl.bench.peers:torchaudio_hubert",
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
 class Candidate:
-    """What is timed. `loss()` is one forward pass with everything it draws; `parts` are modules timed apart."""
+    """What is timed.
+
+    run: one forward pass with everything it draws, to a loss; or, of a case that encodes, to features.
+    parts: modules timed apart.
+    read: reads the batch from files, as a data loader's worker does.
+    """
 
     model: nn.Module
-    loss: Callable[[], Tensor]
+    run: Callable[[], Any]
     parts: dict[str, nn.Module] = field(default_factory=dict)
+    read: Callable[[], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,7 @@ class Case:
     warmup: int = 1
     threads: int = 0
     count_flops: bool = False
+    encode: bool = False  # features of each utterance from a trained encoder, instead of a training step
 
     def resolved(self) -> Config:
         return parse(Config, self.config, source="bench")
@@ -67,7 +80,11 @@ def waveforms(case: Case) -> tuple[Tensor, Tensor]:
 
 
 def measure(case: Case) -> dict[str, float]:
-    """Medians in seconds: step, forward, backward, optimiser and each part, both ways; peak memory in GB; GFLOP."""
+    """Medians in seconds: step, forward, backward, optimiser and each part, both ways; peak memory in GB; GFLOP.
+
+    cpu: CPU time of a step, all threads: what to compare on a machine that has other work.
+    data: seconds to read a batch from files, which a worker does meanwhile. Of a case that encodes: the step alone.
+    """
     if case.threads:
         torch.set_num_threads(case.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -76,15 +93,38 @@ def measure(case: Case) -> dict[str, float]:
     module, _, builder = PEERS[case.peer].partition(":")
     torch.manual_seed(1)
     candidate: Candidate = getattr(import_module(module), builder)(case, device)
+    watch = Stopwatch(candidate.parts, device)
+    work = (_encoding if case.encode else _training)(candidate, case.precision, device, watch)
+
+    def step() -> dict[str, float]:
+        began = time.process_time()
+        return work() | {"cpu": time.process_time() - began}
+
+    for _ in range(case.warmup):
+        step()
+    rows = [step() for _ in range(case.steps)]
+    result = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+    result["peak_gb"] = _peak_gb(device)
+    result["parameters"] = float(sum(p.numel() for p in candidate.model.parameters()))
+    if candidate.read is not None:
+        result["data"] = min(_seconds(candidate.read) for _ in range(3))
+    if case.count_flops:
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counter:
+            step()
+        result["gflop"] = counter.get_total_flops() / 1e9
+    return result
+
+
+def _training(candidate: Candidate, precision: str, device: str, watch: Stopwatch) -> Callable[[], dict[str, float]]:
     model = candidate.model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[case.precision]
-    watch = Stopwatch(candidate.parts, device)
 
     def step() -> dict[str, float]:
         watch.restart()
-        with torch.autocast(device, dtype, enabled=case.precision != "fp32"):
-            loss = candidate.loss()
+        with torch.autocast(device, DTYPES[precision], enabled=precision != "fp32"):
+            loss = candidate.run()
         watch.mark("forward")
         loss.backward()
         watch.mark("backward")
@@ -93,19 +133,26 @@ def measure(case: Case) -> dict[str, float]:
         watch.mark("optimiser")
         return watch.read()
 
-    for _ in range(case.warmup):
-        step()
-    rows = [step() for _ in range(case.steps)]
-    result = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
-    result["peak_gb"] = _peak_gb(device)
-    result["parameters"] = float(sum(p.numel() for p in model.parameters()))
-    if case.count_flops:
-        from torch.utils.flop_counter import FlopCounterMode
+    return step
 
-        with FlopCounterMode(display=False) as counter:
-            step()
-        result["gflop"] = counter.get_total_flops() / 1e9
-    return result
+
+def _encoding(candidate: Candidate, precision: str, device: str, watch: Stopwatch) -> Callable[[], dict[str, float]]:
+    candidate.model.eval()
+
+    def step() -> dict[str, float]:
+        watch.restart()
+        with torch.inference_mode(), torch.autocast(device, DTYPES[precision], enabled=precision != "fp32"):
+            candidate.run()
+        watch.mark("end")
+        return {"step": watch.moments["end"] - watch.moments["start"]}
+
+    return step
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
 class Stopwatch:
@@ -169,7 +216,7 @@ def _peak_gb(device: str) -> float:
 
 def gemm_limit(precision: str, device: str) -> float:
     """GFLOP/s of large matrix products, the best of some sizes: what no training step can exceed."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    dtype = DTYPES[precision]
     best = 0.0
     for size in (1024, 2048, 4096):
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))

@@ -18,7 +18,7 @@ from speechssl.errors import UserError
 
 # How the peer is started: as it installs, or with a glibc that keeps its pages, which our runs set for themselves.
 KEEP_PAGES = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"
-COLUMNS = ["step", "convolutions", "context", "heads", "forward", "backward", "optimiser"]
+COLUMNS = ["step", "cpu", "data", "convolutions", "context", "heads", "forward", "backward", "optimiser"]
 
 
 def compare(case: Case, against: tuple[str, ...], rounds: int, *, tuned: bool) -> dict[str, dict[str, float]]:
@@ -75,13 +75,21 @@ def machine() -> str:
 
 
 def markdown(case: Case, results: dict[str, dict[str, float]], limit: float) -> str:
-    """One row per toolkit: seconds, audio seconds per second, peak memory, share of the GEMM limit, ratio to ours."""
+    """One row per toolkit: seconds, audio seconds per second, peak memory, share of the GEMM limit, ratio to ours.
+
+    data: reading the batch from files, which a worker does meanwhile: not a part of the step.
+    """
     seconds = sum(case.seconds)
     head = ["toolkit", *COLUMNS, "audio s/s", "peak GB", "of GEMM limit", "slower by"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name, row in results.items():
         share = row["gflop"] / row["step"] / limit if "gflop" in row else float("nan")
-        cells = [name, *(f"{row[c]:.3f}" for c in COLUMNS), f"{seconds / row['step']:.1f}", f"{row['peak_gb']:.2f}"]
+        cells = [
+            name,
+            *(f"{row[c]:.3f}" if c in row else "" for c in COLUMNS),
+            f"{seconds / row['step']:.1f}",
+            f"{row['peak_gb']:.2f}",
+        ]
         cells += [f"{share:.0%}" if share == share else "", f"{row['step'] / results['ours']['step']:.2f} x"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -95,7 +103,9 @@ def read_preset(preset: str, overrides: list[str]) -> Config:
     return without_corpus(config)
 
 
-def case_of(config: Config, seconds: tuple[float, ...], precision: str, steps: int, threads: int) -> Case:
+def case_of(
+    config: Config, seconds: tuple[float, ...], precision: str, steps: int, threads: int, *, encode: bool = False
+) -> Case:
     return Case(
         peer="ours",
         config=plain(config),
@@ -103,7 +113,8 @@ def case_of(config: Config, seconds: tuple[float, ...], precision: str, steps: i
         precision=precision,
         steps=steps,
         threads=threads,
-        count_flops=True,
+        count_flops=not encode,
+        encode=encode,
     )
 
 

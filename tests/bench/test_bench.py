@@ -27,6 +27,7 @@ def test_the_parts_are_the_step(case):
     assert all(part > 0 for part in parts)
     assert row["step"] == pytest.approx(sum(parts) + row["optimiser"], rel=0.2)
     assert row["peak_gb"] > 0.05
+    assert row["data"] > 0
     objective = build_objective(case.resolved())
     assert row["parameters"] == sum(p.numel() for p in objective.parameters())
     longer = measure(dataclasses.replace(case, seconds=(1.0, 1.4), steps=1))
@@ -54,14 +55,54 @@ def test_the_sound_has_its_lengths(case):
 def test_transformers_has_our_sizes(case):
     pytest.importorskip("transformers")
     ours = build_objective(case.resolved())
-    theirs = peers.transformers_wav2vec2(case, "cpu")
+    theirs = peers.transformers(case, "cpu")
     numbers = [sum(p.numel() for p in model.parameters()) for model in (ours, theirs.model)]
     assert numbers[0] == numbers[1]
-    assert theirs.loss().isfinite()
-    with pytest.raises(UserError, match=r"wav2vec 2\.0 presets"):
-        peers.transformers_wav2vec2(
-            dataclasses.replace(case, config=case.config | {"objective": {"name": "cpc"}}), "cpu"
-        )
+    assert theirs.run().isfinite()
+    with pytest.raises(UserError, match="wav2vec2 and ctc presets"):
+        peers.transformers(dataclasses.replace(case, config=case.config | {"objective": {"name": "cpc"}}), "cpu")
+
+
+def with_objective(case, kind, corpus, **numbers):
+    config = table.without_corpus(parse(Config, tiny_plain(kind, corpus), source="test")).to_dict()
+    config["encoder"] = case.resolved().to_dict()["encoder"]
+    return dataclasses.replace(case, config=config | {"objective": config["objective"] | numbers})
+
+
+def sizes(model) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_transformers_fine_tunes_our_sizes(case, corpus):
+    pytest.importorskip("transformers")
+    case = with_objective(case, "ctc", corpus, freeze_feature_encoder=True, channel_mask_length=4)
+    ours, theirs = build_objective(case.resolved()), peers.transformers(case, "cpu")
+    assert sizes(ours) == sizes(theirs.model)
+    assert not any(p.requires_grad for p in theirs.model.wav2vec2.feature_extractor.parameters())
+    loss = theirs.run()
+    assert loss.isfinite()
+    loss.backward()
+
+
+def test_torchaudio_pretrains_our_sizes(case, corpus):
+    case = with_objective(case, "hubert", corpus)
+    ours, theirs = build_objective(case.resolved()), peers.torchaudio_hubert(case, "cpu")
+    assert sizes(ours) == sizes(theirs.model)
+    loss = theirs.run()
+    assert loss.isfinite()
+    loss.backward()
+    with pytest.raises(UserError, match="torchaudio is compared on hubert"):
+        peers.torchaudio_hubert(with_objective(case, "wav2vec2", corpus), "cpu")
+
+
+@pytest.mark.parametrize("peer", ["ours", "transformers"])
+def test_encoding_takes_a_step_and_no_more(case, peer):
+    pytest.importorskip("transformers")
+    row = measure(
+        dataclasses.replace(case, peer=peer, encode=True, seconds=(0.5, 0.9, 0.4), steps=1, count_flops=False)
+    )
+    assert row["step"] > 0
+    assert "backward" not in row
 
 
 def test_lengths_as_they_are_typed():
