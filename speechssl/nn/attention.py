@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from speechssl.nn.dropout import drop_, keep_mask
+from speechssl.nn.dropout import as_numbers, keep_mask
 from speechssl.nn.exporting import exporting
 
 PIECE = 2**20  # scores of a piece: so few that they stay in a CPU's cache from the first product to the second
@@ -69,7 +69,7 @@ class _Attention(torch.autograd.Function):
             query, key, value = heads[b, :, :, h].permute(1, 2, 0, 3)  # each (h, F, D)
             probs = _piece_of_probabilities(query, key, bias, keys, causal, b, h)
             if mask is not None:
-                drop_(probs, mask[b, h])
+                probs.mul_(as_numbers(mask[b, h], probs.dtype))
             mixed[b, :, h] = torch.bmm(probs, value * (1 / (1 - dropout))).transpose(0, 1)
         return mixed
 
@@ -83,11 +83,12 @@ class _Attention(torch.autograd.Function):
             probs = _piece_of_probabilities(query, key, bias, keys, ctx.causal, b, h)
             to_mixed = gradient[b, :, h].transpose(0, 1) * (1 / (1 - ctx.dropout))  # (h, F, D)
             to_probs = torch.bmm(to_mixed, value.transpose(1, 2))
-            if mask is not None:
-                drop_(to_probs, mask[b, h])
+            kept = None if mask is None else as_numbers(mask[b, h], probs.dtype)
+            if kept is not None:
+                to_probs.mul_(kept)
             to_scores = torch.ops.aten._softmax_backward_data(to_probs, probs, -1, probs.dtype)
-            if mask is not None:
-                drop_(probs, mask[b, h])
+            if kept is not None:
+                probs.mul_(kept)
             to_heads[b, :, 0, h] = (torch.bmm(to_scores, key) * scale).transpose(0, 1)
             to_heads[b, :, 1, h] = torch.bmm(to_scores.transpose(1, 2), query * scale).transpose(0, 1)
             to_heads[b, :, 2, h] = torch.bmm(probs.transpose(1, 2), to_mixed).transpose(0, 1)

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PIECE = 2**20  # numbers that go into the convolution of a piece
+PIECE = 2**21  # numbers that go into the convolution of a piece
 Activation = Callable[..., Tensor]  # (number of the utterance, rows of it, *parameters) -> activated rows
 
 
@@ -81,7 +81,7 @@ class ConvolveRows(torch.autograd.Function):
         stride, gradient = ctx.stride, gradient.contiguous()
         taps, blocks = _by_tap(weight.to(ctx.dtype)), _blocks(weight, stride)
         _, _, _, needs_x, needs_weight, needs_bias, *needs_more = ctx.needs_input_grad
-        to_x = torch.empty_like(x) if needs_x else None
+        to_x = torch.empty_like(x) if needs_x and len(ctx.cut) != 1 else None  # one piece has its own
         to_taps = torch.zeros(taps.t().shape, dtype=weight.dtype, device=x.device) if needs_weight else None
         to_more = [torch.zeros_like(p) if need else None for p, need in zip(parameters, needs_more, strict=True)]
         for piece in ctx.cut:
@@ -105,7 +105,9 @@ class ConvolveRows(torch.autograd.Function):
             if not wanted:
                 continue
             made = iter(torch.autograd.grad(active, wanted, to_rows.view_as(active).to(active.dtype)))
-            if to_x is not None:
+            if needs_x and to_x is None:
+                to_x = next(made)
+            elif to_x is not None:
                 to_x[here] = next(made)
             for total in to_more:
                 if total is not None:
