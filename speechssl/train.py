@@ -20,7 +20,7 @@ from speechssl.objectives import Metric
 from speechssl.optim import learning_rate, set_learning_rate
 from speechssl.report import Tally
 from speechssl.run import Run, start
-from speechssl.system import INTERRUPTED, REQUEUE
+from speechssl.system import INTERRUPTED, REQUEUE, return_memory_pages
 from speechssl.watch import clear_errors, too_bad
 
 
@@ -193,6 +193,7 @@ def save(run: Run, *, best: float | None = None, wait: bool = False) -> None:
     run.gradients.settle()
     if run.saver is not None:
         run.saver.save(run.state, best=best, wait=wait)
+    return_memory_pages()
     if wait:
         run.accelerator.wait_for_everyone()
 
