@@ -24,6 +24,7 @@ from speechssl.config import Config, parse
 from speechssl.data.tokens import Tokenizer
 from speechssl.files import flush_to_disk, write_whole
 from speechssl.objectives import Objective
+from speechssl.sharding import divided_as, whole
 from speechssl.stored import MOMENTS, WEIGHTS, CheckpointError, read_record, read_tensors, write_files
 from speechssl.watch import Counts
 
@@ -72,7 +73,10 @@ def save(state: TrainState, config: Config, folder: Path, *, tokenizer: Tokenize
 def snapshot(
     state: TrainState, config: Config, *, tokenizer: Tokenizer | None = None, scaler=None, copy: bool = True
 ) -> Snapshot:
-    """The state of this moment; copy: in memory of its own, so that training may go on while it is written."""
+    """The state of this moment; copy: in memory of its own, so that training may go on while it is written.
+
+    Where it is divided among processes, all of them must call this.
+    """
     tensors = {WEIGHTS: state.objective.state_dict(), MOMENTS: _optimizer_tensors(state)}
     place = {"step": state.step, "epoch": state.epoch, "batch_in_epoch": state.batch_in_epoch}
     rest = {"best": state.best, "best_step": state.best_step, "counts": asdict(state.counts)}
@@ -244,7 +248,7 @@ def load_weights(objective: Objective, tensors: dict[str, torch.Tensor], source:
     problems = _misfits(objective.state_dict(), tensors)
     if problems:
         raise CheckpointError(f"{source}: does not fit this configuration: {_first(problems)}.")
-    objective.load_state_dict(tensors)
+    objective.load_state_dict({name: divided_as(own, tensors[name]) for name, own in objective.state_dict().items()})
 
 
 def initialize(objective: Objective, path: str | Path, part: str = "encoder") -> list[str]:
@@ -304,8 +308,9 @@ def _restore_optimizer(state: TrainState, tensors: dict[str, torch.Tensor]) -> N
         parameter, key = name.rsplit("/", 1)
         owner = parameters[parameter]
         device = torch.device("cpu") if key == "step" and owner.device.type == "cpu" else owner.device
-        state.optimizer.state[owner][key] = value.to(device)
+        value = value.to(device)
+        state.optimizer.state[owner][key] = divided_as(owner, value) if value.shape else value  # the step is whole
 
 
 def _on_host(tensors: dict[str, torch.Tensor], *, copy: bool) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().to("cpu", copy=copy).contiguous() for name, tensor in tensors.items()}
+    return {name: whole(tensor.detach()).to("cpu", copy=copy).contiguous() for name, tensor in tensors.items()}

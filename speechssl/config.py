@@ -101,6 +101,7 @@ class TrainConfig:
     save_every: int = 2500
     save_minutes: float = 30.0  # saved too when the last time is this long ago; 0: by updates only
     keep: int = 2  # checkpoints kept besides the best
+    max_unsaved: int = 10  # saves in a row that fail (a full disk) before the run stops
     best: str = "loss"  # validation metric that the best checkpoint minimises
     trackers: tuple[str, ...] | None = None  # of accelerate: tensorboard, trackio, wandb, ...; null: tensorboard if any
     compile: bool = False  # torch.compile the encoder
@@ -115,7 +116,8 @@ class TrainConfig:
     def __post_init__(self):
         _require(self.updates > 0, "updates must be positive")
         _require(min(self.log_every, self.valid_every, self.save_every, self.keep) > 0, "periods must be positive")
-        _require(min(self.max_skipped, self.collapse_patience) > 0, "max_skipped, collapse_patience: 1 or more")
+        least = min(self.max_skipped, self.collapse_patience, self.max_unsaved)
+        _require(least > 0, "max_skipped, collapse_patience, max_unsaved: 1 or more")
         _require(self.save_minutes >= 0, "save_minutes must be 0 or more")
         _require(self.spike > 1, "spike must be more than 1")
         _require(min(self.stall_seconds, self.rank_seconds) > 0, "stall_seconds, rank_seconds must be positive")

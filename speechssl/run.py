@@ -18,7 +18,7 @@ from accelerate.utils import (
     parse_flag_from_env,
 )
 
-from speechssl import checkpoint
+from speechssl import checkpoint, sharding
 from speechssl.build import build_objective
 from speechssl.checkpoint import TrainState
 from speechssl.config import Config, ConfigError, plain, read_run, write
@@ -38,7 +38,7 @@ from speechssl.watch import Collapse, Gradients
 HARMLESS = {"data.workers", "data.max_bad_share", "name", "about"}  # keys that may change when a run goes on
 HARMLESS |= {"train.log_every", "train.valid_every", "train.save_every", "train.save_minutes", "train.keep"}
 HARMLESS |= {"train.threads", "train.trackers", "train.max_skipped", "train.spike", "train.on_collapse"}
-HARMLESS |= {"train.collapse_patience", "train.stall_seconds", "train.rank_seconds"}
+HARMLESS |= {"train.collapse_patience", "train.stall_seconds", "train.rank_seconds", "train.max_unsaved"}
 
 
 @dataclass
@@ -55,6 +55,7 @@ class Run:
     saver: Saver | None  # on the main process
     gradients: Gradients
     collapse: Collapse
+    divided: bool = False  # weights and moments among the processes (`speechssl.sharding`)
     stop: StopSignal = field(default_factory=StopSignal)
 
     def close(self) -> None:
@@ -73,7 +74,11 @@ def start(config: Config, folder: Path) -> Run:
         torch.set_num_threads(config.train.threads)
     memory = keep_memory_pages()
     config = _settled(config, folder)
-    accelerator = _accelerator(config, folder)
+    with sharding.asked_for() as divided:
+        accelerator = _accelerator(config, folder)
+    divided = divided and accelerator.num_processes > 1
+    if divided and config.train.precision == "fp16":
+        raise ConfigError("train.precision: FSDP divides what fp16's loss scaling looks at; choose bf16 or fp32.")
     tokenizer = Tokenizer.read(config.data.vocabulary) if config.data.vocabulary else None
     objective = build_objective(config)
     if config.init_part != "encoder" and not config.init:
@@ -96,11 +101,14 @@ def start(config: Config, folder: Path) -> Run:
     resumes = bool(checkpoint.list_checkpoints(checkpoints))
     taken = checkpoint.initialize(objective, config.init, config.init_part) if config.init and not resumes else []
     objective.to(accelerator.device)
+    if divided:
+        sharding.divide(objective, accelerator.device, accelerator.num_processes)
     state = TrainState(objective, build_optimizer(objective, config.optim))
     problems = checkpoint.restore(state, checkpoints, scaler=accelerator.scaler) if resumes else []
     with warnings.catch_warnings():  # torch 2.13 renames an argument that older ones need
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
-        model, optimizer = accelerator.prepare(objective, state.optimizer)
+        model = accelerator.prepare_model(objective, evaluation_mode=divided)  # not wrapped once more, by DDP
+    optimizer = accelerator.prepare_optimizer(state.optimizer)
     report = Report(folder, accelerator, objective, updates=config.train.updates, step=state.step)
     report.start_trackers(plain(config))
     feed = Feed(data, config, folder, epoch=state.epoch, batch=state.batch_in_epoch, **_place(accelerator))
@@ -114,7 +122,9 @@ def start(config: Config, folder: Path) -> Run:
         saver = Saver(checkpoints, config, report.say, tokenizer=tokenizer, scaler=accelerator.scaler)
     gradients = Gradients(config.train, state.counts, feed, report)
     collapse = Collapse(config.train, state.counts, objective, report, step=state.step)
-    run = Run(config, folder, accelerator, model, optimizer, state, report, valid, feed, saver, gradients, collapse)
+    run = Run(
+        config, folder, accelerator, model, optimizer, state, report, valid, feed, saver, gradients, collapse, divided
+    )
     alone = alone_by_mistake(accelerator.num_processes)
     for sentence in [*problems, *_greeting(run, resumes, taken), memory, alone]:
         if sentence:
@@ -145,10 +155,10 @@ def _accelerator(config: Config, folder: Path) -> Accelerator:
         )
     except (ValueError, ImportError) as error:
         raise ConfigError(f"train.precision: {error}") from None
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ConfigError(
-            f"accelerate is configured for {accelerator.distributed_type.value}; weights are copied to every GPU here "
-            "(16 bytes per parameter, 5 GB for the largest published models): choose MULTI_GPU (`accelerate config`)."
+            f"accelerate is configured for {accelerator.distributed_type.value}; choose MULTI_GPU (whole weights on "
+            "every GPU, 16 bytes per parameter) or FSDP (`accelerate config`)."
         )
     if precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would go on in fp32 and say nothing
         raise ConfigError("train.precision: fp16 needs a GPU; choose bf16 or fp32.")
@@ -300,6 +310,6 @@ def _greeting(run: Run, resumes: bool, taken: list[str]) -> list[str]:
     return [
         f"{config.name or config.objective['name']}: {origin}; {size:.2f} M parameters",
         f"data: {len(data)} utterances, {hours:.2f} h{left_out}",
-        f"device: {feed.device} x {feed.world}, {config.train.precision}; "
+        f"device: {feed.device} x {feed.world}{' (FSDP)' if run.divided else ''}, {config.train.precision}; "
         f"{feed.micro_batches} micro-batches of {config.data.seconds_per_batch:g} s per update{advice if idle else ''}",
     ]

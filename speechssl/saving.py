@@ -15,7 +15,7 @@ from speechssl.config import Config
 
 class Saver:
     """Rank 0's. A save that fails is reported when the next one begins, and the run goes on to that one: the last good
-    checkpoint stays. Only the last save of a run (`wait=True`) must succeed.
+    checkpoint stays. Only the last save of a run (`wait=True`) must succeed. `failed`: how many in a row did not.
 
     Args:
         folder: of the checkpoints.
@@ -25,7 +25,7 @@ class Saver:
 
     def __init__(self, folder: Path, config: Config, say: Callable[[str], None], **arguments):
         self.folder, self.config, self.say, self.arguments = folder, config, say, arguments
-        self.saved_at = time.monotonic()
+        self.saved_at, self.failed = time.monotonic(), 0
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         for path in folder.glob(".step-*.part"):  # what a killed process left
@@ -47,10 +47,10 @@ class Saver:
         """
         self.settle()
         self.saved_at = time.monotonic()
-        if (self.folder / checkpoint.name_of(state.step)).exists():  # validation may just have saved it as the best
-            return
         in_background = not wait and checkpoint.num_bytes(state) < _free_memory() / 2
         snapshot = checkpoint.snapshot(state, self.config, copy=in_background, **self.arguments)
+        if (self.folder / checkpoint.name_of(state.step)).exists():  # validation may just have saved it as the best
+            return
         self._thread = threading.Thread(target=self._write, args=(snapshot, best), name="checkpoint", daemon=True)
         self._thread.start()
         if not in_background:
@@ -80,10 +80,10 @@ class Saver:
             if best is not None:
                 checkpoint.mark_best(self.folder, snapshot.step, self.config.train.best, best)
             checkpoint.prune(self.folder, self.config.train.keep)
-        except OSError as error:
-            self._error = CheckpointError(f"{self.folder}: {error}.")
+            self.failed = 0
         except Exception as error:  # a thread has nobody to raise to
-            self._error = error
+            self.failed += 1
+            self._error = CheckpointError(f"{self.folder}: {error}.") if isinstance(error, OSError) else error
 
 
 def _free_memory() -> float:

@@ -12,6 +12,7 @@ import torch
 
 from speechssl import checkpoint
 from speechssl.build import seed_everything
+from speechssl.checkpoint import CheckpointError
 from speechssl.config import Config, ConfigError
 from speechssl.data.audio import AudioError
 from speechssl.data.batching import plan_epoch
@@ -20,6 +21,7 @@ from speechssl.objectives import Metric
 from speechssl.optim import learning_rate, set_learning_rate
 from speechssl.report import Tally
 from speechssl.run import Run, start
+from speechssl.sharding import whole
 from speechssl.system import INTERRUPTED, REQUEUE, return_memory_pages
 from speechssl.watch import clear_errors, too_bad
 
@@ -57,9 +59,11 @@ def _until(run: Run, last: int) -> None:
         step = state.step
         ends = step == last or asked.end is not None
         saves = ends or asked.save or step % config.train.save_every == 0
-        if saves or step % config.train.log_every == 0:  # before a save, so that a run killed after it has every line
+        validates = run.valid is not None and (step % config.train.valid_every == 0 or step == config.train.updates)
+        # A line before every save, which a validation may be: a run killed after it then has every line.
+        if saves or validates or step % config.train.log_every == 0:
             log(run, tally, clock)
-        if run.valid is not None and (step % config.train.valid_every == 0 or step == config.train.updates):
+        if validates:
             validate(run)
         if saves:
             save(run, wait=ends)
@@ -104,7 +108,7 @@ def update(run: Run, tally: Tally, clock: Clock) -> Asked:
     gradients = [p.grad for p in objective.parameters() if p.grad is not None]
     # DDP has averaged over the ranks; a mean over all targets is wanted, however unequally the ranks hold them.
     torch._foreach_mul_(gradients, accelerator.num_processes / num_targets.clamp(min=1.0))
-    norm = accelerator.clip_grad_norm_(objective.parameters(), config.optim.clip or torch.inf)
+    norm = whole(accelerator.clip_grad_norm_(objective.parameters(), config.optim.clip or torch.inf))
     finite = torch.isfinite(norm) & torch.isfinite(loss)  # the same on all ranks; nobody waits for the device
     # As for a GradScaler: 1 leaves weights and moments as they are.
     state.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
@@ -126,14 +130,17 @@ def agree(run: Run, sums: torch.Tensor) -> tuple[torch.Tensor, Asked]:
     """Adds up over the ranks, in one go: `sums` (stays on the device), and what each of them asks for."""
     feed, counts, saver = run.feed, run.state.counts, run.saver
     own: list[float] = [run.stop.status == REQUEUE, run.stop.status == INTERRUPTED]
-    own += [saver is not None and saver.is_due(), feed.asked, feed.unread]
+    gives_up = saver is not None and saver.failed >= run.config.train.max_unsaved
+    own += [saver is not None and saver.is_due(), feed.asked, feed.unread, gives_up]
     if feed.world > 1:
         everything = run.accelerator.reduce(torch.cat((sums, sums.new_tensor(own))))
         sums, own = everything[:2], everything[2:].tolist()
-    requeue, interrupted, due, asked, unread = own
+    requeue, interrupted, due, asked, unread, unsaved = own
     counts.asked, counts.unread = counts.asked + int(asked), counts.unread + int(unread)
     feed.asked = feed.unread = 0
     end: BaseException | None = too_bad(counts, run.config.data, run.folder)
+    if unsaved:
+        end = CheckpointError("no checkpoint could be saved for too long; make room, then run the same command again.")
     if requeue or interrupted:
         end = SystemExit(INTERRUPTED if interrupted else REQUEUE)
     return sums, Asked(bool(due), end)
@@ -157,6 +164,8 @@ def validate(run: Run) -> None:
     mine = range(accelerator.process_index, len(planned), accelerator.num_processes)
     requests = [(0, planned[i]) for i in mine] or [(0, planned[0])]
     objective.eval()
+    if run.divided:  # once, and not in every batch, of which the processes have unequal numbers
+        objective.unshard()
     tally, problems = Tally(), dict[str, str]()
     timeout = run.config.train.stall_seconds
     batches = load(valid, requests, workers=run.config.data.workers, timeout=timeout)
@@ -168,6 +177,8 @@ def validate(run: Run) -> None:
         output = objective(loaded.batch.to(accelerator.device))
         metrics = {"loss": Metric.mean(output.loss, output.num_targets), **output.metrics}
         tally.add(metrics, weight=float(bool(mine)))  # a rank without a batch measures one that does not count
+    if run.divided:
+        objective.reshard()
     for utterance in sorted(problems.keys() - run.feed.named):
         print(f"not validated: {problems[utterance]}", flush=True)
         run.feed.named.add(utterance)
@@ -193,6 +204,8 @@ def save(run: Run, *, best: float | None = None, wait: bool = False) -> None:
     run.gradients.settle()
     if run.saver is not None:
         run.saver.save(run.state, best=best, wait=wait)
+    elif run.divided:
+        checkpoint.snapshot(run.state, run.config, copy=False)  # hands over its part
     return_memory_pages()
     if wait:
         run.accelerator.wait_for_everyone()

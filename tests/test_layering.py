@@ -37,6 +37,7 @@ LAYERS: dict[str, tuple[set[str], set[str] | None]] = {
         {"nn", "objectives", "data", "checkpoint", "build", "config", "batch", "errors", "export"},
         None,
     ),
+    "sharding": ({"objectives"}, {"torch"}),
     "page": (
         {"", "objectives", "data", "checkpoint", "build", "config", "batch", "errors", "asr", "probe", "page"},
         None,

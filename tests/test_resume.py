@@ -1,5 +1,6 @@
 """Exact resumes: in pieces, killed, stopped by a signal, and from a folder that holds another run."""
 
+import itertools
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from tiny_run import KINDS, ROOT, assert_same_bits, metrics, tiny_config, tiny_p
 from speechssl import checkpoint
 from speechssl import train as loop
 from speechssl.config import ConfigError, load, read_run
+from speechssl.objectives import OBJECTIVES
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -27,6 +29,17 @@ def test_ten_steps_are_five_and_five(kind, corpus, valid, tmp_path):
     assert_same_bits(train_here(config, tmp_path / "pieces"), whole)
     assert metrics(tmp_path / "pieces") == metrics(tmp_path / "whole")
     assert [line["step"] for line in metrics(tmp_path / "whole") if line["split"] == "valid"] == [5, 10]
+
+
+def test_every_objective_is_among_them():
+    assert {kind["objective"]["name"] for kind in KINDS.values()} == set(OBJECTIVES)
+
+
+def test_in_reduced_precision(corpus, tmp_path):
+    config = tiny_config("data2vec", corpus, train={"precision": "bf16", "updates": 6})
+    whole = train_here(config, tmp_path / "whole")
+    train_here(config, tmp_path / "pieces", stop_after=3)
+    assert_same_bits(train_here(config, tmp_path / "pieces"), whole)
 
 
 def test_interrupted_after_every_update(corpus, tmp_path):
@@ -46,6 +59,50 @@ def test_killed_between_two_checkpoints(corpus, tmp_path):
     log = tmp_path / "killed" / "metrics.jsonl"
     with log.open("a") as file:
         file.write('{"split": "train", "step": 4, "loss": 9.9}\n{"split": "tra')
+    assert_same_bits(train_here(config, tmp_path / "killed"), whole)
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+
+
+class Killed(BaseException):
+    """Nobody catches it: nothing more is written."""
+
+
+def test_killed_while_it_validates(corpus, valid, tmp_path, monkeypatch):
+    """Between its first batch and its line."""
+    numbers = {"updates": 6, "valid_every": 3, "save_every": 2, "log_every": 2}
+    config = tiny_config("cpc", corpus, data={"valid": valid}, train=numbers)
+    whole = train_here(config, tmp_path / "whole")
+    real = loop.load
+
+    def load(*arguments, **named):
+        yield from itertools.islice(real(*arguments, **named), 1)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "load", load)
+        with pytest.raises(Killed):
+            train_here(config, tmp_path / "killed")
+    assert_same_bits(train_here(config, tmp_path / "killed"), whole)
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+
+
+def test_killed_after_a_validation_saved_the_best(corpus, valid, tmp_path, monkeypatch):
+    """Between two lines and far from a save: what was done before it has a line all the same."""
+    numbers = {"updates": 6, "valid_every": 3, "save_every": 100, "log_every": 4}
+    config = tiny_config("cpc", corpus, data={"valid": valid}, train=numbers)
+    whole = train_here(config, tmp_path / "whole")
+    real = loop.update
+
+    def update(run, *arguments):
+        if run.state.step == 4:
+            raise Killed
+        return real(run, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "update", update)
+        with pytest.raises(Killed):
+            train_here(config, tmp_path / "killed")
+    assert [path.name for path in (tmp_path / "killed/checkpoints").glob("step-*")] == ["step-00000003"]
     assert_same_bits(train_here(config, tmp_path / "killed"), whole)
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
 

@@ -187,6 +187,10 @@ def _receive(url: str, part: Path, tell: Callable[[int, int | None], None]) -> N
         part.unlink()  # longer than the file on the server: start again
         return _receive(url, part, tell)
     with answer:
+        if url.startswith("https://") and not answer.url.startswith("https://"):
+            raise DownloadError(
+                f"{url}: leads to {answer.url}, which anybody on the way could change; nothing is taken."
+            )
         resumed = re.match(rf"bytes {have}-", answer.headers.get("Content-Range", ""))
         done = have if answer.status == 206 and resumed else 0
         if answer.status == 206 and not done:

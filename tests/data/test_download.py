@@ -5,6 +5,7 @@ import http.server
 import io
 import tarfile
 import threading
+import urllib.request
 
 import pytest
 
@@ -135,6 +136,14 @@ def make_tar(path, *members, mode="w:gz"):
                 info.linkname = content.decode()
                 tar.addfile(info)
     return path
+
+
+def test_https_does_not_lead_to_http(server, tmp_path, monkeypatch):
+    real = urllib.request.urlopen
+    monkeypatch.setattr(urllib.request, "urlopen", lambda request, **named: real(server.url, **named))
+    with pytest.raises(DownloadError, match="which anybody on the way could change"):
+        download("https://example.org/corpus.bin", tmp_path / "corpus.bin", progress=False, wait=0)
+    assert not list(tmp_path.iterdir())
 
 
 def test_extraction_and_its_marker(tmp_path):
