@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,12 +44,12 @@ def divide(objective: nn.Module, device: torch.device, processes: int) -> None:
     fully_shard(objective, mesh=init_device_mesh(device.type, (processes,)))
 
 
-def whole(tensor: Tensor) -> Tensor:
+def whole(tensor: Any) -> Tensor:
     """All of a tensor. Where it is divided, all processes must ask, in the same order."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def divided_as(own: Tensor, value: Tensor) -> Tensor:
+def divided_as(own: Any, value: Tensor) -> Tensor:
     """A whole value, which every process has, divided as `own` is; the value itself where `own` is whole."""
     if not hasattr(own, "full_tensor"):
         return value

@@ -165,7 +165,7 @@ def validate(run: Run) -> None:
     requests = [(0, planned[i]) for i in mine] or [(0, planned[0])]
     objective.eval()
     if run.divided:  # once, and not in every batch, of which the processes have unequal numbers
-        objective.unshard()
+        run.model.unshard()  # type: ignore[operator]
     tally, problems = Tally(), dict[str, str]()
     timeout = run.config.train.stall_seconds
     batches = load(valid, requests, workers=run.config.data.workers, timeout=timeout)
@@ -178,7 +178,7 @@ def validate(run: Run) -> None:
         metrics = {"loss": Metric.mean(output.loss, output.num_targets), **output.metrics}
         tally.add(metrics, weight=float(bool(mine)))  # a rank without a batch measures one that does not count
     if run.divided:
-        objective.reshard()
+        run.model.reshard()  # type: ignore[operator]
     for utterance in sorted(problems.keys() - run.feed.named):
         print(f"not validated: {problems[utterance]}", flush=True)
         run.feed.named.add(utterance)

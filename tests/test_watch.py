@@ -25,7 +25,16 @@ from speechssl import checkpoint
 from speechssl.config import TrainConfig
 from speechssl.data.manifest import Manifest, Utterance
 from speechssl.replay import replay_update
-from speechssl.watch import CollapseError, Counts, Gradients, NotFiniteError, StallError, too_bad
+from speechssl.watch import (
+    CollapseError,
+    Counts,
+    Gradients,
+    HangError,
+    NotFiniteError,
+    StallError,
+    clear_errors,
+    too_bad,
+)
 
 ONE = {"seconds_per_update": 0.9}  # one micro-batch of one utterance
 
@@ -286,3 +295,24 @@ def test_a_reader_that_stalls(corpus, tmp_path):
     with pytest.raises(StallError, match=r"no batch for 1 s \(train.stall_seconds\) while reading hangs; ") as caught:
         train_here(config, tmp_path / "run")
     assert caught.value.status == 75
+
+
+@pytest.mark.parametrize(
+    ("library_says", "words"),
+    [
+        ("[gloo/transport] Timed out waiting 3000ms for recv operation to complete", "has not answered for 3 s"),
+        ("[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=4)", "has not answered for 3 s"),
+        ("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4711", "another one has ended"),
+    ],
+)
+def test_what_another_process_did_is_said(library_says, words):
+    """tools/faults.py stops and kills one for real; these are what gloo and NCCL then say."""
+    feed = type("Feed", (), {"rank": 0, "world": 2})
+    with (
+        pytest.raises(HangError, match=rf"process 0 of 2 cannot go on: .*{words}") as caught,
+        clear_errors(feed, TrainConfig(rank_seconds=3.0)),
+    ):
+        raise RuntimeError(library_says)
+    assert caught.value.status == 75
+    with pytest.raises(RuntimeError, match="shape"), clear_errors(feed, TrainConfig()):
+        raise RuntimeError("the shape of the mask is wrong")  # a mistake of ours keeps its stack trace

@@ -61,8 +61,8 @@ def by_signal(number: signal.Signals) -> Callable[[Scene], int]:
     return happens
 
 
-def full_disk(scene: Scene, *, forever: bool) -> int:
-    """A megabyte for the run, and something else that fills it from update 7 on."""
+def full_disk(scene: Scene, *, forever: bool, **numbers) -> int:
+    """A megabyte for the run, and something else that fills it from update 7 on; numbers: of `train`."""
     scene.run.mkdir()
     mounted = _mount(scene.run)
 
@@ -70,7 +70,7 @@ def full_disk(scene: Scene, *, forever: bool) -> int:
         if not mounted and forever:
             resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))
 
-    scene.start(prepare=limit)
+    scene.start(scene.config(train=numbers), prepare=limit)
     scene.until(7)
     if mounted:
         _fill(scene.run / "somebody.elses.part")
@@ -219,6 +219,7 @@ FAULTS = [
     Fault("SIGKILL (out of memory, power)", by_signal(signal.SIGKILL), nothing),
     Fault("disk full for a while", lambda scene: full_disk(scene, forever=False), room_again),
     Fault("disk full to the end", lambda scene: full_disk(scene, forever=True), room_again),
+    Fault("disk full, max_unsaved=2", lambda scene: full_disk(scene, forever=True, max_unsaved=2), room_again),
     Fault("read error (EIO), twice", lambda scene: read_errors(scene, times=2), nothing),
     Fault("read error (EIO) of one file for ever", lambda scene: read_errors(scene, times=10**9)),
     Fault("newest checkpoint cut short", lambda scene: newest_checkpoint(scene, cut_short), nothing),

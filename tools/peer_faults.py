@@ -24,6 +24,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["ACCELERATE_USE_CPU"] = "true"
@@ -31,7 +32,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="peer-faults-")
 
-import datasets  # type: ignore[import-not-found]  # noqa: F401  (the children find it imported)
+import datasets  # noqa: F401  (the children find it imported)
 import numpy as np
 import soundfile
 import torch
@@ -42,10 +43,15 @@ from tiny_training import RATE, make_corpus
 
 BEGIN, END = "<!-- peer faults: made by tools/peer_faults.py -->", "<!-- /peer faults -->"
 UPDATES, SAVED_EVERY, STRUCK = 24, 3, 16
-SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+SIZES: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 SIZES |= {"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "num_negatives": 5}
 SIZES |= {"num_codevectors_per_group": 8, "codevector_dim": 8, "proj_codevector_dim": 8}
-STACK = {"conv_dim": (12, 12, 16), "conv_kernel": (10, 4, 4), "conv_stride": (5, 4, 4), "num_feat_extract_layers": 3}
+STACK: dict[str, Any] = {
+    "conv_dim": (12, 12, 16),
+    "conv_kernel": (10, 4, 4),
+    "conv_stride": (5, 4, 4),
+    "num_feat_extract_layers": 3,
+}
 
 
 class Scene:
@@ -57,15 +63,13 @@ class Scene:
         for manifest in self.corpus.glob("*.jsonl"):
             manifest.unlink()
         model = folder / "model"
-        transformers.Wav2Vec2Config(
-            **SIZES, **STACK, do_stable_layer_norm=True, feat_extract_norm="layer", mask_time_length=3
-        ).save_pretrained(model)
+        transformers.Wav2Vec2Config(**SIZES).save_pretrained(model)
         transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(model)
-        numbers = {"max_train_steps": UPDATES, "saving_steps": SAVED_EVERY, "logging_steps": 1, "num_warmup_steps": 5}
+        numbers: dict[str, Any] = {"max_train_steps": UPDATES, "saving_steps": SAVED_EVERY, "logging_steps": 1}
         numbers |= {"per_device_train_batch_size": 2, "min_duration_in_seconds": 0.1, "validation_split_percentage": 10}
         numbers |= {"dataset_name": self.corpus, "dataset_config_names": "default", "dataset_split_names": "train"}
         numbers |= {"model_name_or_path": model, "output_dir": self.run, "cache_dir": folder / "cache", "seed": 1}
-        numbers |= {"learning_rate": 1e-3}
+        numbers |= {"learning_rate": 1e-3, "num_warmup_steps": 5}
         self.arguments = [text for name, value in numbers.items() for text in (f"--{name}", str(value))]
         self.child, self.told = 0, 0
 
@@ -80,7 +84,8 @@ class Scene:
             with self.log.open("a") as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
-            sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+            sys.stdout.reconfigure(line_buffering=True)  # type: ignore[attr-defined]
             sys.argv = [str(self.script), *self.arguments]
             runpy.run_path(str(self.script), run_name="__main__")
             status = 0
