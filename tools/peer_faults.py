@@ -85,7 +85,7 @@ class Scene:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
             signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-            sys.stdout.reconfigure(line_buffering=True)  # type: ignore[attr-defined]
+            sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
             sys.argv = [str(self.script), *self.arguments]
             runpy.run_path(str(self.script), run_name="__main__")
             status = 0

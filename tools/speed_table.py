@@ -60,10 +60,13 @@ def _preset(name: str) -> Callable[[], Config]:
 
 def _small(name: str, **objective) -> Callable[[], Config]:
     """A preset's objective on the small encoder."""
-    small = ["wav2vec2-small", ["encoder.context.layer_drop=0"]]
-    return lambda: without_corpus(load(name, ["objective.vocab_size=32"] if name.startswith("ctc") else [])).override(
-        encoder=plain(load(*small))["encoder"], objective=objective
-    )
+
+    def config() -> Config:
+        small = plain(load("wav2vec2-small", ["encoder.context.layer_drop=0"]))
+        own = load(name, ["objective.vocab_size=32"] if name.startswith("ctc") else [])
+        return without_corpus(own).override(encoder=small["encoder"], objective=objective)
+
+    return config
 
 
 def _rows() -> list[Row]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -42,7 +43,7 @@ def _features(case: Case, config, device: str) -> Candidate:
     encoder = TrainedEncoder(config, sample_rate=data.sample_rate, normalize=data.normalize).to(device).eval()
     sound, lengths = waveforms(case)
     recordings = [row[:n].numpy() / row.abs().max().item() for row, n in zip(sound, lengths.tolist(), strict=True)]
-    precision = "fp32" if case.precision == "fp32" else "bf16"
+    precision: Any = "fp32" if case.precision == "fp32" else "bf16"
     return Candidate(encoder, lambda: encoder.extract(recordings, precision=precision))
 
 

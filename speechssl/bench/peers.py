@@ -113,7 +113,7 @@ def _pretraining(model, objective, case: Case, device: str) -> Candidate:
     sound, mask_on_device = sound.to(device), None if mask is None else mask.to(device)
 
     def loss() -> Tensor:
-        masked = _compute_mask_indices(shape, mask_prob, numbers.mask_length, attention_mask=inside)
+        masked = _compute_mask_indices(shape, mask_prob, numbers.mask_length, attention_mask=inside)  # type: ignore[arg-type]
         negatives = _sample_negative_indices(shape, numbers.num_negatives, mask_time_indices=masked)
         output = model(
             sound,
@@ -164,7 +164,8 @@ def torchaudio_hubert(case: Case, device: str) -> Candidate:
     objective = build_objective(case.resolved())
     _check(objective, "torchaudio", ("hubert",))
     numbers, context = objective.config, objective.encoder.config
-    features, body = context.feature_encoder, context.context
+    features: Any = context.feature_encoder
+    body: Any = context.context
     mask = {"mask_selection": "static", "mask_other": 0.0, "no_mask_overlap": False, "mask_min_space": 1}
     no_channel_mask = {"mask_channel_prob": 0.0, "mask_channel_selection": "static", "mask_channel_other": 0.0}
     no_channel_mask |= {"mask_channel_length": 10, "no_mask_channel_overlap": False, "mask_channel_min_space": 1}

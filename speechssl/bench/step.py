@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from typing import Any
@@ -39,7 +39,7 @@ class Candidate:
 
     model: nn.Module
     run: Callable[[], Any]
-    parts: dict[str, nn.Module] = field(default_factory=dict)
+    parts: Mapping[str, nn.Module] = field(default_factory=dict)
     read: Callable[[], Any] | None = None
 
 
@@ -161,7 +161,7 @@ class Stopwatch:
     The parts are given in the order in which the forward pass runs them.
     """
 
-    def __init__(self, parts: dict[str, nn.Module], device: str):
+    def __init__(self, parts: Mapping[str, nn.Module], device: str):
         self.device, self.names = device, list(parts)
         self.moments: dict[str, float] = {}
         for name, module in parts.items():

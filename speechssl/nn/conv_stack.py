@@ -99,12 +99,12 @@ class ConvLayer(nn.Module):
 
             return torch.cat(parts), RowActivation(normalized, (torch.stack(taps),), apart=True)
         activation = self.on_rows(packing)
-        taps = torch.cat((self.weight.squeeze(1).t(), offset[None]))
+        shared = torch.cat((self.weight.squeeze(1).t(), offset[None]))
 
         def convolved(utterance: int, rows: Tensor, taps: Tensor, *more: Tensor) -> Tensor:
             return activation.function(utterance, rows @ taps, *more)
 
-        return seen, activation._replace(function=convolved, parameters=(taps, *activation.parameters))
+        return seen, activation._replace(function=convolved, parameters=(shared, *activation.parameters))
 
     def _over_time(self, packing: Packing):
         def function(utterance: int, rows: Tensor, *parameters: Tensor) -> Tensor:
