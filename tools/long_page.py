@@ -25,9 +25,7 @@ from speechssl.data.manifest import Manifest
 from speechssl.page.write import write_page
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-PAINTED = (
-    "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now() / 1000))))"
-)
+PAINTED = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now()))))"  # ms
 
 
 def stretch(run: Path, copy: Path, *, updates: int = 400_000, every: int = 50, utterances: int = 3000) -> Path:
