@@ -16,7 +16,7 @@ class Batch:
 
     Attributes:
         ids: the utterances' names, for messages.
-        waveforms: (B, T) float32, zero after each utterance's end.
+        waveforms: (B, T) float32, zero after each utterance's end; (B, T, C) of series with C > 1 channels.
         lengths: (B,) int64, in samples.
         padded: whether any utterance is shorter than T. Known on the host, so that nobody has to
             ask the device (`lengths_or_none`).

@@ -44,6 +44,7 @@ class DataConfig:
     train: str = ""  # manifest (JSON lines) to train on
     valid: str = ""  # manifest to validate on; empty: no validation
     vocabulary: str = ""  # tokens of the transcripts (`speechssl vocab`); empty: no labels are read
+    label: str = "speaker"  # column that names the classes of the speaker objectives: label, folder:1, ...
     units: str = ""  # units of the utterances, for training and validation (`speechssl units`); empty: none are read
     sample_rate: int = 16_000  # the rate the encoder hears; everything is resampled to it
     normalize: bool = False  # zero mean, unit variance per utterance

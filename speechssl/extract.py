@@ -81,7 +81,8 @@ class TrainedEncoder(Encoder):
           recurrence, which know the window alone; sinusoidal positions, which begin anew in each window.
 
         Args:
-            audio: a waveform (T,) from -1 to 1, the name of a file, or a list of such.
+            audio: a waveform (T,) from -1 to 1, the name of a file, or a list of such. An encoder of several channels
+                takes arrays (channels, T) in any unit, and files in .npy.
             layers: None for `hidden`, one layer, or several.
             sample_rate: of waveforms, in Hz; None: the encoder's own. Files say theirs.
             precision: of the encoder's products; features are float32 in any case.
@@ -142,12 +143,14 @@ class TrainedEncoder(Encoder):
             self.train(training)
 
     def _hear(self, recording: Recording, piece: Window) -> Tensor:
-        """A window's waveform (T,), as the encoder heard them in training."""
+        """A window's waveform (T,), or series (T, channels), as the encoder heard them in training."""
         hear = recording.normalized if self.normalize else recording.read
         return hear(piece.start * self.hop, piece.samples)
 
     def _open(self, audio: Audio, sample_rate: int | None, number: int) -> Recording:
-        recording = open_recording(audio, self.sample_rate, source_rate=sample_rate, name=f"recording {number}")
+        recording = open_recording(
+            audio, self.sample_rate, source_rate=sample_rate, name=f"recording {number}", channels=self.channels
+        )
         least = self.feature_encoder.receptive_field
         if recording.total < least:
             raise ExtractError(

@@ -23,6 +23,7 @@ from speechssl.build import build_objective
 from speechssl.checkpoint import TrainState
 from speechssl.config import Config, ConfigError, plain, read_run, write
 from speechssl.data.dataset import SpeechDataset
+from speechssl.data.labels import label_of
 from speechssl.data.manifest import Manifest, ManifestError, Utterance
 from speechssl.data.tokens import Tokenizer
 from speechssl.data.units import Units
@@ -179,7 +180,7 @@ def _measurable(config: Config, tokenizer: Tokenizer | None) -> Callable[[Uttera
 
     def known(utterance: Utterance) -> bool:
         spellable = tokenizer is None or utterance.text is None or not tokenizer.unknown(utterance.text)
-        return spellable and (not names or utterance.speaker in names)
+        return spellable and (not names or label_of(utterance, config.data.label) in names)
 
     return known
 
@@ -210,16 +211,25 @@ def read_dataset(
         manifest = manifest.filter(keep)
         if odd:
             spelling = "transcripts have letters outside the vocabulary"
-            why = spelling if tokenizer else "utterances have speakers that training does not"
+            why = spelling if tokenizer else f"utterances have a {config.data.label} that training does not"
             say(f"{path}: {len(odd)} {why} and do not validate: {_some(odd)}")
         if not manifest:
             raise ManifestError(f"{path}: nothing to validate on, for all its {len(odd)} {why}.")
     speakers = config.objective.get("speakers", ())  # numbered as training numbers them
     dataset = SpeechDataset(
-        manifest, config.data, seed=config.train.seed, tokenizer=tokenizer, speakers=speakers, units=units
+        manifest,
+        config.data,
+        seed=config.train.seed,
+        tokenizer=tokenizer,
+        speakers=speakers,
+        units=units,
+        channels=objective.encoder.channels,
     )
     if "speakers" in objective.needs and dataset.speakers is None:
-        raise ManifestError(f"{path}: this objective reads speakers, and some utterances name none.")
+        raise ManifestError(
+            f"{path}: this objective reads speakers from the column '{config.data.label}', and some utterances have "
+            "none; remove them, or name another column by data.label."
+        )
     if units is not None:
         missing = [i for i, utterance in enumerate(dataset.utterances) if utterance.id not in units]
         if len(missing) == len(dataset):

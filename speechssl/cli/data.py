@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from speechssl.cli.making import is_made, made_by_command, make, say_next, write
 from speechssl.errors import UserError
 
 if TYPE_CHECKING:
     from speechssl.data.corpora import Corpus
-    from speechssl.data.manifest import Manifest
-    from speechssl.data.scan import Rules, ScanReport
 
 manifest_app = typer.Typer(
     help="Make manifests: lists of sound utterances, with a report of what was left out.", no_args_is_help=True
@@ -28,6 +25,10 @@ MinSeconds = Annotated[float, typer.Option(min=0, help="Leave out what is shorte
 MaxSeconds = Annotated[float, typer.Option(min=0.1, help="Leave out (folder: cut at silences) what is longer.")]
 MaxClipped = Annotated[float, typer.Option(min=0, max=1, help="Largest share of samples at full scale.")]
 Root = Annotated[Path | None, typer.Option(help="Where the audio lies now, if not where the list says.")]
+LabelLevel = Annotated[
+    int | None,
+    typer.Option(min=1, help="Which folder names the label (genre, keyword), for a column `label`: 1 = the first."),
+]
 RequireText = Annotated[bool, typer.Option("--require-text", help="Leave out audio without a transcript.")]
 
 
@@ -66,8 +67,8 @@ def librispeech(
     if folder is not None:
         if archives or output is None:
             raise UserError("with --folder give --output FILE.jsonl and no archives.")
-        made = _make("librispeech", {"folder": folder}, output, rules, lambda: corpus.read(folder), jobs, force)
-        _next(made)
+        made = make("librispeech", {"folder": folder}, output, rules, lambda: corpus.read(folder), jobs, force)
+        say_next(made)
         return
     if not archives:
         raise UserError("name archives to download (for example `mini`), or an existing folder with --folder.")
@@ -83,9 +84,9 @@ def librispeech(
             return corpus.read(corpus.fetch(name, data, mirror=mirror, keep_archive=keep_archives))
 
         path = (output or data / "manifests") / f"{name}.jsonl"
-        last = _make("librispeech", {"folder": data / archive.folder}, path, rules, read, jobs, force)
+        last = make("librispeech", {"folder": data / archive.folder}, path, rules, read, jobs, force)
     if last is not None:
-        _next(last)
+        say_next(last)
 
 
 @manifest_app.command()
@@ -95,6 +96,7 @@ def folder(
     speaker_level: Annotated[
         int | None, typer.Option(min=1, help="Which folder names the speaker: 1 = the first below FOLDER.")
     ] = None,
+    label_level: LabelLevel = None,
     transcripts: Annotated[
         Path | None, typer.Option(help="Table `id or path<TAB>text` (.tsv) or with commas (.csv).")
     ] = None,
@@ -120,12 +122,42 @@ def folder(
         keep_long=segment,
     )
     arguments = {"folder": folder, "speaker_level": speaker_level, "transcripts": transcripts}
+    arguments |= {} if label_level is None else {"label_level": label_level}
     chosen = pick_detector(detector) if segment else None
 
     def read() -> Corpus:
-        return corpus.read(folder, speaker_level=speaker_level, transcripts=transcripts)
+        return corpus.read(folder, speaker_level=speaker_level, label_level=label_level, transcripts=transcripts)
 
-    _next(_make("folder", arguments, output, rules, read, jobs, force, detector=chosen))
+    say_next(make("folder", arguments, output, rules, read, jobs, force, detector=chosen))
+
+
+@manifest_app.command()
+def series(
+    folder: Annotated[Path, typer.Argument(help="Tree of .npy files of shape (channels, time).")],
+    output: Output,
+    rate: Annotated[int, typer.Option(min=1, help="Steps per second, Hz, of all files.")],
+    max_seconds: Annotated[
+        float | None, typer.Option(min=0, help="Cut longer series into pieces of this length; default: never.")
+    ] = None,
+    min_seconds: MinSeconds = 0.0,
+    label_level: LabelLevel = None,
+    jobs: Jobs = 0,
+    force: Force = False,
+) -> None:
+    """Series of several channels: sensors, machines, EEG."""
+    from speechssl.data.corpora import series as corpus
+    from speechssl.data.manifest import Manifest
+    from speechssl.data.scan import Rules
+
+    arguments = {"folder": folder, "rate": rate, "cut_seconds": max_seconds, "label_level": label_level}
+
+    def read() -> Corpus:
+        return corpus.read(folder, sample_rate=rate, max_seconds=max_seconds, label_level=label_level)
+
+    made = make("series", arguments, output, Rules(min_seconds=min_seconds), read, jobs, force)
+    channels = ", ".join(str(n) for n in sorted({u.channels for u in Manifest.read(made)}))
+    numbers = f"data.sample_rate={rate} encoder.feature_encoder.channels={channels}"
+    typer.echo(f"next: speechssl pretrain --preset cpc-series --train {made} {numbers} -o ...")
 
 
 @manifest_app.command()
@@ -146,7 +178,7 @@ def fairseq(
 
     rules = Rules(min_seconds=min_seconds, max_seconds=max_seconds, max_clipped=max_clipped, require_text=require_text)
     arguments = {"tsv": tsv, "root": root}
-    _next(_make("fairseq", arguments, output, rules, lambda: imports.read_fairseq(tsv, root=root), jobs, force))
+    say_next(make("fairseq", arguments, output, rules, lambda: imports.read_fairseq(tsv, root=root), jobs, force))
 
 
 @manifest_app.command()
@@ -167,7 +199,7 @@ def lhotse(
 
     rules = Rules(min_seconds=min_seconds, max_seconds=max_seconds, max_clipped=max_clipped, require_text=require_text)
     arguments = {"cuts": cuts, "root": root}
-    _next(_make("lhotse", arguments, output, rules, lambda: imports.read_lhotse(cuts, root=root), jobs, force))
+    say_next(make("lhotse", arguments, output, rules, lambda: imports.read_lhotse(cuts, root=root), jobs, force))
 
 
 @manifest_app.command()
@@ -180,14 +212,14 @@ def join(
     from speechssl.data.manifest import Manifest
     from speechssl.data.scan import ScanReport
 
-    made_by = _made_by("join", {"manifests": [str(path.resolve()) for path in manifests]})
-    if not _is_made(output, made_by, force):
+    made_by = made_by_command("join", {"manifests": [str(path.resolve()) for path in manifests]})
+    if not is_made(output, made_by, force):
         whole = Manifest.of(utterance for path in manifests for utterance in Manifest.read(path))
         if len({utterance.id for utterance in whole}) < len(whole):
             raise UserError(f"{', '.join(map(str, manifests))}: some hold the same utterances; join others.")
-        _write(whole, ScanReport.of(whole, made_by=made_by), output)
+        write(whole, ScanReport.of(whole, made_by=made_by), output)
         typer.echo(f"{output}: {len(whole)} utterances, {whole.hours:.2f} h")
-    _next(output)
+    say_next(output)
 
 
 @manifest_app.command()
@@ -226,9 +258,9 @@ def split(
                 typer.echo(f"not made: {missing[name]}")
                 continue
             path = output / f"{name}.jsonl"
-            made_by = _made_by("split", arguments | {"split": name})
-            if not _is_made(path, made_by, force):
-                _write(parts[name], ScanReport.of(parts[name], made_by=made_by), path)
+            made_by = made_by_command("split", arguments | {"split": name})
+            if not is_made(path, made_by, force):
+                write(parts[name], ScanReport.of(parts[name], made_by=made_by), path)
                 typer.echo(f"{path}: {len(parts[name])} utterances, {parts[name].hours * 60:.1f} minutes")
             done = path
     if done is None:
@@ -259,82 +291,3 @@ def vocab(
         tokenizer.write(output)
         typer.echo(f"{output}: {len(tokenizer)} tokens from {len(texts)} transcripts")
     typer.echo(f"next: speechssl finetune --vocabulary {output} --train {manifest} ...")
-
-
-# ------------------------------------------------------------------------------------------------------------- helpers
-
-
-def _make(
-    command: str,
-    arguments: dict,
-    output: Path,
-    rules: Rules,
-    read: Callable[[], Corpus],
-    jobs: int,
-    force: bool,
-    *,
-    detector: str | None = None,
-) -> Path:
-    """Reads, scans, cuts (with a detector), reports, writes; does nothing if that was done. Returns the manifest."""
-    from dataclasses import asdict, replace
-
-    from rich.console import Console
-
-    from speechssl.data.scan import ScanReport, scan
-    from speechssl.data.segment import segment_long
-
-    made_by = _made_by(command, arguments | asdict(rules) | {"detector": detector})
-    if _is_made(output, made_by, force):
-        return output
-    corpus = read()
-    if command == "librispeech":  # transcripts are expected, unless there are none at all
-        rules = replace(rules, require_text=any(candidate.text for candidate in corpus.candidates))
-    manifest, left_out = scan(corpus, rules, jobs=jobs)
-    if detector is not None:
-        manifest, silent = segment_long(manifest, max_seconds=rules.max_seconds, detector=detector, jobs=jobs)
-        left_out += silent
-    report = ScanReport.of(manifest, left_out, made_by)
-    report.show(Console())
-    if not manifest:
-        why = ", ".join(f"{len(items)} {reason}" for reason, items in report.by_reason().items())
-        raise UserError(f"{output}: not written, no utterance is left ({why}).")
-    _write(manifest, report, output)
-    typer.echo(f"wrote {output} and {_report_path(output)}")
-    return output
-
-
-def _made_by(command: str, arguments: dict) -> dict:
-    plain = {key: str(value.resolve()) if isinstance(value, Path) else value for key, value in arguments.items()}
-    return {"command": f"manifest {command}", "arguments": plain}
-
-
-def _is_made(output: Path, made_by: dict, force: bool) -> bool:
-    """True if this very command made the manifest. Raises UserError if something else did and `force` is not given."""
-    if force or not output.exists():
-        return False
-    try:
-        record = json.loads(_report_path(output).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = {}
-    if not isinstance(record, dict) or record.get("made_by") != made_by:
-        raise UserError(
-            f"{output}: exists and was not made by this command with these arguments; "
-            "choose another name or give --force."
-        )
-    typer.echo(f"{output}: already made, left as it is (--force makes it again)")
-    return True
-
-
-def _write(manifest: Manifest, report: ScanReport, output: Path) -> None:
-    """The report first: a manifest with a report beside it is a finished one."""
-    output.unlink(missing_ok=True)
-    report.write(_report_path(output))
-    manifest.write(output)
-
-
-def _report_path(output: Path) -> Path:
-    return output.with_name(output.name + ".report.json")
-
-
-def _next(manifest: Path) -> None:
-    typer.echo(f"next: speechssl pretrain --train {manifest} ..., or speechssl manifest split {manifest} ...")

@@ -104,12 +104,12 @@ def show(result: ProbeResult) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from speechssl.probe.probing import LOG_MEL, RANDOM, TRAINED
+    from speechssl.probe.probing import RANDOM
 
     facts, console = result.facts, Console()
     classifiers = facts["settings"]["classifiers"]
     table = Table("features", "layer", *(f"{kind} % (95%)" for kind in classifiers))
-    for features in (TRAINED, RANDOM, LOG_MEL):
+    for features in result.kinds:
         seeds = result.seeds(features)
         for layer in dict.fromkeys(row.layer for row in result.rows if row.features == features):
             cells = [percent(result.at_layer(features, layer, kind)) for kind in classifiers]
@@ -119,7 +119,7 @@ def show(result: ProbeResult) -> None:
             table.add_row(features, "chosen", *cells, style="bold", end_section=True)
     console.print(table)
     if any(row.labels != "all" for row in result.rows):
-        curves = {features: result.curve(features) for features in (TRAINED, RANDOM, LOG_MEL)}
+        curves = {features: result.curve(features) for features in result.kinds}
         named = [features for features, points in curves.items() if points]
         table = Table("labels", *(f"{features} % (95%)" for features in named))
         for point in curves[named[0]]:

@@ -147,6 +147,7 @@ def _labels(config, train: Path, vocabulary: Path | None) -> dict:
     """What the objective must know of its labels: how many tokens there are, or the speakers' names."""
     from dataclasses import fields
 
+    from speechssl.data.labels import classes, labels_of
     from speechssl.data.manifest import Manifest
     from speechssl.data.tokens import Tokenizer
     from speechssl.objectives import find_objective
@@ -160,7 +161,8 @@ def _labels(config, train: Path, vocabulary: Path | None) -> dict:
         tokenizer = Tokenizer.read(vocabulary)
         return {"vocab_size": len(tokenizer), "word_boundary": tokenizer.boundary}
     if "speakers" in {field.name for field in fields(objective.Config)} - config.objective.keys():
-        return {"speakers": Manifest.read(train).speakers}
+        labels_of(manifest := Manifest.read(train), config.data.label)  # or a sentence that names the columns there are
+        return {"speakers": classes(manifest, config.data.label)}
     return {}
 
 

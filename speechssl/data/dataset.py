@@ -16,9 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from speechssl.batch import Batch
 from speechssl.config import DataConfig
-from speechssl.data.audio import AudioError, normalize, read_waveform
+from speechssl.data.audio import AudioError, normalize
 from speechssl.data.batching import crop_start, plan_epoch
+from speechssl.data.labels import classes, label_of
 from speechssl.data.manifest import Manifest, ManifestError
+from speechssl.data.series import check_readable, is_series, normalize_series, read_samples
 from speechssl.data.tokens import Tokenizer
 from speechssl.data.units import Units, UnitsError
 
@@ -46,12 +48,14 @@ class SpeechDataset(Dataset):
         config: rate, lengths, cropping, normalisation.
         seed: of the crops.
         tokenizer: to read labels with; None: none are read.
-        speakers: their names in the order of their numbers; none: those of this manifest, sorted.
+        speakers: their names (or those of what `config.label` says) in the order of their numbers; none: those of this
+            manifest, sorted.
         units: what to read units from; None: none are read.
+        channels: that the encoder reads.
 
     Raises:
-        ManifestError: nothing is left, a transcript is missing or has letters outside the vocabulary, or a speaker is
-            not among `speakers`.
+        ManifestError: nothing is left, the encoder reads another number of channels, a series has another rate, a
+            transcript is missing or has letters outside the vocabulary, or a speaker is not among `speakers`.
         UnitsError: the units are of another sample rate.
     """
 
@@ -64,6 +68,7 @@ class SpeechDataset(Dataset):
         tokenizer: Tokenizer | None = None,
         speakers: Sequence[str] = (),
         units: Units | None = None,
+        channels: int = 1,
     ):
         rate = config.sample_rate
         if units is not None and units.record.sample_rate != rate:
@@ -71,6 +76,7 @@ class SpeechDataset(Dataset):
                 f"{units.folder}: made at {units.record.sample_rate} Hz, and data.sample_rate is {rate}; "
                 "make the units at the rate that the encoder hears."
             )
+        check_readable(manifest, rate, channels)
         self.units = units
         shortest, longest = round(config.min_seconds * rate), round(config.max_seconds * rate)
         kept = [u for u in manifest if u.length_at(rate) >= shortest and (config.crop or u.length_at(rate) <= longest)]
@@ -84,14 +90,15 @@ class SpeechDataset(Dataset):
         self.left_out = len(manifest) - len(kept)
         full = np.array([u.length_at(rate) for u in kept])
         self.lengths = np.minimum(full, longest)  # what may be used of each
-        names = {speaker: i for i, speaker in enumerate(speakers or manifest.speakers)}
-        if strange := sorted({u.speaker for u in kept if u.speaker is not None} - names.keys()):
+        names = {speaker: i for i, speaker in enumerate(speakers or classes(manifest, config.label))}
+        named = [name for u in kept if (name := label_of(u, config.label)) is not None]
+        if strange := sorted(set(named) - names.keys()):
+            more = f" (and {len(strange) - 1} more)" if strange[1:] else ""
             raise ManifestError(
-                f"speaker {strange[0]}{f' (and {len(strange) - 1} more)' if strange[1:] else ''} is not among the "
-                f"{len(names)} that the model tells apart; remove these utterances, or train on a manifest with them."
+                f"{config.label} {strange[0]}{more} is not among the {len(names)} that the model tells apart; "
+                "remove these utterances, or train on a manifest with them."
             )
-        known = [names[u.speaker] for u in kept if u.speaker is not None]
-        self.speakers = known if len(known) == len(kept) else None
+        self.speakers = [names[name] for name in named] if len(named) == len(kept) else None
         self.tokens = None if tokenizer is None else self._encode(tokenizer)
 
     def _encode(self, tokenizer: Tokenizer) -> list[list[int]]:
@@ -174,8 +181,10 @@ class SpeechDataset(Dataset):
     def _read(self, index: int, epoch: int, size: int | None) -> Tensor:
         utterance, rate = self.utterances[index], self.config.sample_rate
         first, count = self._place(index, epoch, size)
-        waveform = read_waveform(utterance, rate, first=first, count=count)
-        return normalize(waveform) if self.config.normalize else waveform
+        samples = read_samples(utterance, rate, first=first, count=count)
+        if not self.config.normalize:
+            return samples
+        return normalize_series(samples) if is_series(utterance.audio) else normalize(samples)
 
     def _collate(self, waveforms: list[Tensor], indices: list[int], units: Tensor | None) -> Batch:
         lengths = torch.tensor([len(w) for w in waveforms])
@@ -233,7 +242,12 @@ def _end_readers_at_exit() -> None:
 
 
 def padded_batches(
-    manifest: Manifest, config: DataConfig, *, seconds_per_batch: float, tokenizer: Tokenizer | None = None
+    manifest: Manifest,
+    config: DataConfig,
+    *,
+    seconds_per_batch: float,
+    tokenizer: Tokenizer | None = None,
+    channels: int = 1,
 ) -> Iterator[LoadedBatch]:
     """Whole utterances, each once, in batches of similar length: for decoding and measuring. Nothing is left out."""
     longest = max(u.length_at(config.sample_rate) for u in manifest) / config.sample_rate
@@ -244,6 +258,6 @@ def padded_batches(
         max_seconds=longest + 1,
         seconds_per_batch=max(seconds_per_batch, longest + 1),
     )
-    dataset = SpeechDataset(manifest, config, tokenizer=tokenizer)
+    dataset = SpeechDataset(manifest, config, tokenizer=tokenizer, channels=channels)
     requests = [(0, indices) for indices in plan_epoch(dataset.lengths, dataset.budget, seed=0, epoch=0, crop=False)]
     return load(dataset, requests, workers=config.workers)

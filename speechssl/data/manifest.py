@@ -41,6 +41,7 @@ class Utterance:
         byte_range: (offset, size) of the file inside an uncompressed tar, or None.
         text: transcript, or None.
         speaker: name, or None.
+        channels: of a series in .npy (`speechssl.data.series`); sound has one, into which its channels are mixed.
         extra: the other columns of its line, as they were: keyword, gender, ...
     """
 
@@ -52,6 +53,7 @@ class Utterance:
     byte_range: tuple[int, int] | None = None
     text: str | None = None
     speaker: str | None = None
+    channels: int = 1
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
@@ -139,7 +141,7 @@ class Manifest(Sequence):
 
 def _format_line(utterance: Utterance, folder: Path | None) -> str:
     record = {name: getattr(utterance, name) for name in Utterance.__dataclass_fields__ if name in _KNOWN}
-    record = {k: v for k, v in record.items() if v is not None and not (k == "start" and v == 0)}
+    record = {k: v for k, v in record.items() if v is not None and (k, v) not in (("start", 0), ("channels", 1))}
     if folder is not None:
         record["audio"] = os.path.relpath(record["audio"], folder)
     return json.dumps(record | dict(utterance.extra), ensure_ascii=False)
@@ -177,7 +179,7 @@ def _check_types(record: dict) -> None:
     for name in ("text", "speaker"):
         if not isinstance(record.get(name), (str, type(None))):
             raise ValueError(f"{name} must be a text, not {record[name]!r}")
-    for name, least in (("num_samples", 1), ("sample_rate", 1), ("start", 0)):
+    for name, least in (("num_samples", 1), ("sample_rate", 1), ("start", 0), ("channels", 1)):
         value = record.get(name, least)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**53:
             raise ValueError(f"{name} must be a whole number from {least}, not {value!r}")

@@ -1,8 +1,8 @@
-"""Recordings of any length, read piece by piece at one sample rate. Shapes: T samples."""
+"""Recordings of any length, read piece by piece at one sample rate. Shapes: T samples, C channels of a series."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -18,6 +18,7 @@ from torch import Tensor
 from speechssl.batch import Batch
 from speechssl.data.audio import AudioError, is_odd_rate, normalize, open_audio, read_waveform, resample
 from speechssl.data.manifest import Utterance
+from speechssl.data.series import cut, is_series, open_series, segment_of, standardize
 from speechssl.data.windows import Cutting, Window
 
 Audio: TypeAlias = "Tensor | np.ndarray | str | PathLike[str]"
@@ -28,6 +29,8 @@ UNKNOWN_LENGTH = 2**63 - 1  # libsndfile's answer where a header says nothing
 
 class Recording:
     """`total` samples at `sample_rate`, whatever the rate of its source."""
+
+    channels = 1
 
     def __init__(self, name: str, total: int, sample_rate: int):
         self.name, self.total, self.sample_rate = name, total, sample_rate
@@ -95,12 +98,69 @@ class Segment(Recording):
         return longer[first - start : first - start + count]
 
 
-def open_recording(audio: Audio, sample_rate: int, *, source_rate: int | None = None, name: str = "") -> Recording:
-    """A file by its name, or a waveform (T,) of `source_rate` (None: `sample_rate`). Raises AudioError."""
+class Series(Recording):
+    """An array (C, T), in memory or mapped from a file, whose rate is the encoder's. It is read as (count, C)."""
+
+    def __init__(self, array: np.ndarray, sample_rate: int, name: str):
+        if array.ndim != 2 or array.dtype.kind not in "iuf":
+            raise AudioError(f"{name}: a series is of numbers (channels, time), not {array.dtype} of {array.shape}.")
+        super().__init__(name, array.shape[1], sample_rate)
+        self.array, self.channels = array, array.shape[0]
+
+    def read(self, first: int, count: int) -> Tensor:
+        return cut(self.array, first, first + count, self.name)
+
+    @cached_property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each channel, (C,) in double precision."""
+        mean = self._mean_of(lambda block: block)
+        return mean, self._mean_of(lambda block: (block - mean).square())
+
+    def _mean_of(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        steps = BLOCK * self.sample_rate
+        starts = range(0, self.total, steps)
+        blocks = (self.read(first, min(steps, self.total - first)).double() for first in starts)
+        return torch.stack([function(block).sum(0) for block in blocks]).sum(0) / self.total
+
+    def normalized(self, first: int, count: int) -> Tensor:
+        return standardize(self.read(first, count), *self.moments)
+
+
+def recording_of(utterance: Utterance, sample_rate: int) -> Recording:
+    """An utterance of a manifest, sound or series. Raises AudioError."""
+    if is_series(utterance.audio):
+        return Series(segment_of(utterance, sample_rate), sample_rate, f"{utterance.audio} ({utterance.id})")
+    return Segment(utterance, sample_rate)
+
+
+def open_recording(
+    audio: Audio, sample_rate: int, *, source_rate: int | None = None, name: str = "", channels: int = 1
+) -> Recording:
+    """A file by its name, or a waveform (T,) of `source_rate` (None: `sample_rate`); where an encoder reads several
+    channels, an array (channels, T).
+
+    Raises:
+        AudioError: unreadable, or of another number of channels.
+    """
+    recording = _open(audio, sample_rate, source_rate or sample_rate, name, channels)
+    if recording.channels != channels:
+        raise AudioError(
+            f"{recording.name}: the number of its channels is {recording.channels}, and the encoder reads {channels}."
+        )
+    return recording
+
+
+def _open(audio: Audio, sample_rate: int, source_rate: int, name: str, channels: int) -> Recording:
     if isinstance(audio, (str, PathLike)):
+        if is_series(audio):
+            return Series(open_series(audio), sample_rate, str(audio))
         return Segment(_whole_file(str(audio)), sample_rate)
+    if isinstance(audio, (Tensor, np.ndarray)) and channels > 1:
+        if source_rate != sample_rate:
+            raise AudioError(f"{name}: has {source_rate} Hz, and the encoder reads {sample_rate}; resample it before.")
+        return Series(audio.detach().cpu().numpy() if isinstance(audio, Tensor) else audio, sample_rate, name)
     if isinstance(audio, (Tensor, np.ndarray)):
-        return Memory(audio, source_rate or sample_rate, sample_rate, name)
+        return Memory(audio, source_rate, sample_rate, name)
     raise AudioError(f"{name}: a recording is a waveform or the name of a file, not {type(audio).__name__}.")
 
 

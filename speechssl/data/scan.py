@@ -25,6 +25,7 @@ from rich.table import Table
 from speechssl.data.audio import AudioError, open_audio
 from speechssl.data.corpora import Candidate, Corpus
 from speechssl.data.manifest import Manifest, Utterance
+from speechssl.data.series import open_series
 from speechssl.errors import UserError
 
 BLOCK = 1 << 16  # samples (over all channels) decoded at once: a header's claim never allocates anything
@@ -213,6 +214,8 @@ def check(candidate: Candidate, rules: Rules) -> Utterance | LeftOut:
         return out("no transcript")
     if _num_bytes(candidate) == 0:
         return out("empty", "the file has no bytes")
+    if candidate.sample_rate is not None:
+        return _check_series(candidate, candidate.sample_rate, rules, out)
     try:
         with open_audio(Utterance(candidate.id, candidate.audio, 1, 1, byte_range=candidate.byte_range)) as file:
             rate, sound = file.samplerate, _listen(file, candidate.start, candidate.num_samples)
@@ -242,6 +245,36 @@ def check(candidate: Candidate, rules: Rules) -> Utterance | LeftOut:
         byte_range=candidate.byte_range,
         text=candidate.text,
         speaker=candidate.speaker,
+        extra={} if candidate.label is None else {"label": candidate.label},
+    )
+
+
+def _check_series(candidate: Candidate, rate: int, rules: Rules, out: Callable) -> Utterance | LeftOut:
+    try:
+        array = open_series(candidate.audio)
+    except AudioError as error:
+        return out("unreadable", str(error))
+    channels, steps = array.shape
+    count = steps - candidate.start if candidate.num_samples is None else candidate.num_samples
+    if count == 0:
+        return out("empty")
+    if count / rate < rules.min_seconds:
+        return out("too short", f"{count / rate:.3f} s: {count} steps of {channels} channels")
+    step, stop = max(BLOCK // channels, 1), candidate.start + count
+    for first in range(candidate.start, stop, step):
+        with np.errstate(over="ignore"):
+            bad = ~np.isfinite(array[:, first : min(first + step, stop)].astype(np.float32))
+        if bad.any():
+            place = int(bad.any(0).argmax())
+            return out("not finite", f"channel {int(bad[:, place].argmax())} at step {first + place}")
+    return Utterance(
+        id=candidate.id,
+        audio=candidate.audio,
+        num_samples=count,
+        sample_rate=rate,
+        start=candidate.start,
+        channels=channels,
+        extra={} if candidate.label is None else {"label": candidate.label},
     )
 
 

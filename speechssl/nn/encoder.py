@@ -62,6 +62,7 @@ class Encoder(nn.Module):
         # themselves and they have more or fewer.
         self.num_alike = self.num_layers + int(config.project or channels == self.dim)
         self.hop = self.feature_encoder.hop  # samples per frame
+        self.channels = self.feature_encoder.channels  # of what it reads: 1 for sound
 
     def frame_lengths(self, lengths):
         """Frames of an utterance of `lengths` samples: an int, or (B,)."""
@@ -76,7 +77,8 @@ class Encoder(nn.Module):
         """Encodes a batch.
 
         Args:
-            waveforms: (B, T) at the encoder's sample rate, normalised as it was trained.
+            waveforms: (B, T) at the encoder's sample rate, normalised as it was trained; (B, T, channels) where it
+                reads several channels.
             lengths: (B,) in samples, or None when nothing is padded. Padding never changes the answer.
             num_layers: run only so many blocks of the context network.
 
@@ -87,8 +89,8 @@ class Encoder(nn.Module):
             ValueError: no utterance is as long as one frame's receptive field.
         """
         least = self.feature_encoder.receptive_field
-        if waveforms.shape[-1] < least:
-            raise ValueError(f"{waveforms.shape[-1]} samples are fewer than the {least} that one frame sees; leave out")
+        if waveforms.shape[1] < least:
+            raise ValueError(f"{waveforms.shape[1]} samples are fewer than the {least} that one frame sees; leave out")
         latents, frames = self.feature_encoder(waveforms, lengths)
         hidden, layers = self.context(self.project(latents)[0], frames, num_layers)
         return EncoderOutput(hidden=hidden, lengths=frames, latents=latents, layers=layers)

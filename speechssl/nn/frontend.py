@@ -1,4 +1,4 @@
-"""Feature encoders: waveforms -> latents. Shapes: B utterances, T samples, F frames, C channels.
+"""Feature encoders: waveforms -> latents. Shapes: B utterances, T samples, M inputs a step, F frames, C channels.
 
 Convolutions are not padded, so a frame exists only where its whole receptive field is inside the utterance: what
 lies behind an utterance's end never reaches its frames.
@@ -33,6 +33,7 @@ class WaveformConfig:
     norm: group: first layer only, per channel over time; layer: each, over channels; utterance: each, over channels and
     time (wav2vec, Schneider et al. 2019); none.
     compression: log: the latents become log(1 + |x|) (wav2vec).
+    channels: of what is read: 1 for sound, more for series (sensors).
     """
 
     name: Literal["waveform"] = "waveform"
@@ -43,8 +44,11 @@ class WaveformConfig:
     norm: Literal["group", "layer", "utterance", "none"] = "group"
     activation: Literal["gelu", "relu"] = "gelu"
     compression: Literal["none", "log"] = "none"
+    channels: int = 1
 
     def __post_init__(self):
+        if self.channels < 1:
+            raise ValueError("channels must be 1 or more")
         _check_stack(self.dims, self.kernels, self.strides)
 
 
@@ -66,17 +70,33 @@ class LogMelConfig:
 
 
 class FeatureEncoder(nn.Module):
-    """(B, T) waveforms -> (B, F, C) latents, by unpadded windows of `kernels` and `strides`."""
+    """(B, T) waveforms or (B, T, channels) series -> (B, F, C) latents, by unpadded windows of `kernels` and `strides`.
 
-    def __init__(self, dim: int, kernels: tuple[int, ...], strides: tuple[int, ...]):
+    Its convolutions read `num_inputs` (M) numbers a step: log-mel bins, or the channels themselves.
+    """
+
+    convolutions: ConvStack
+
+    def __init__(
+        self, dim: int, kernels: tuple[int, ...], strides: tuple[int, ...], *, num_inputs: int, channels: int = 1
+    ):
         super().__init__()
+        self.num_inputs, self.channels = num_inputs, channels
         self.dim, self.kernels, self.strides = dim, kernels, strides
         self.hop = math.prod(strides)  # samples per frame
         self.receptive_field = receptive_field(kernels, strides)  # samples that one frame sees
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Returns latents (B, F, C) and their lengths (B,) in frames, or None when nothing is padded."""
+        return self.convolve(*self.inputs(waveforms, lengths))
+
+    def inputs(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """What the convolutions read, (B, N, M), and its lengths (B,) in steps, or None."""
         raise NotImplementedError
+
+    def convolve(self, inputs: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """`inputs` -> latents (B, F, C) and their lengths (B,) in frames, or None."""
+        return self.convolutions(inputs, lengths)
 
     def frame_lengths(self, lengths):
         """Frames of an utterance of `lengths` samples: an int, or (B,)."""
@@ -84,13 +104,14 @@ class FeatureEncoder(nn.Module):
 
 
 class WaveformEncoder(FeatureEncoder):
-    """Convolutions on the waveform itself."""
+    """Convolutions on the waveform itself, or on the channels of a series."""
 
     def __init__(self, config: WaveformConfig):
-        super().__init__(config.dims[-1], config.kernels, config.strides)
+        channels = config.channels
+        super().__init__(config.dims[-1], config.kernels, config.strides, num_inputs=channels, channels=channels)
         self.log = config.compression == "log"
         self.convolutions = ConvStack(
-            1,
+            channels,
             config.dims,
             config.kernels,
             config.strides,
@@ -99,9 +120,12 @@ class WaveformEncoder(FeatureEncoder):
             activation=config.activation,
         )
 
-    def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Returns latents (B, F, C) and their lengths (B,) in frames, or None when nothing is padded."""
-        latents, lengths = self.convolutions(waveforms.unsqueeze(-1), lengths)
+    def inputs(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The samples, (B, T, channels), and their lengths."""
+        return (waveforms.unsqueeze(-1) if self.channels == 1 else waveforms), lengths
+
+    def convolve(self, inputs: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        latents, lengths = super().convolve(inputs, lengths)
         return (latents.float().abs().log1p() if self.log else latents), lengths
 
 
@@ -113,7 +137,7 @@ class LogMelEncoder(FeatureEncoder):
 
     def __init__(self, config: LogMelConfig):
         kernels, strides = (config.window, *config.kernels), (config.hop, *config.strides)
-        super().__init__((config.num_bins, *config.dims)[-1], kernels, strides)
+        super().__init__((config.num_bins, *config.dims)[-1], kernels, strides, num_inputs=config.num_bins)
         from torchaudio.functional import melscale_fbanks
 
         self.config = config
@@ -151,9 +175,9 @@ class LogMelEncoder(FeatureEncoder):
         real, imaginary = F.conv1d(waveforms[:, None], kernels[:, None], stride=self.config.hop).chunk(2, 1)
         return (real.square() + imaginary.square()).transpose(1, 2)
 
-    def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Returns latents (B, F, C) and their lengths (B,) in frames, or None when nothing is padded."""
-        return self.convolutions(*self.log_mel(waveforms, lengths))
+    def inputs(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """`log_mel`."""
+        return self.log_mel(waveforms, lengths)
 
 
 def build_feature_encoder(config: WaveformConfig | LogMelConfig) -> FeatureEncoder:

@@ -6,9 +6,9 @@ from collections import Counter
 
 import numpy as np
 
+from speechssl.data.labels import labels_of
 from speechssl.data.manifest import Manifest, Utterance
 from speechssl.page.runs import RunRecord
-from speechssl.probe.labels import labels_of
 
 BEST_LENGTH = 5.0  # seconds of an example that is easy to look at
 

@@ -19,7 +19,7 @@ from speechssl.data.manifest import Manifest
 from speechssl.errors import UserError
 from speechssl.page.choosing import balanced, own_manifest
 from speechssl.page.runs import RunRecord
-from speechssl.probe.features import Source, encoder_source, extract, log_mel_source
+from speechssl.probe.features import Source, baseline_source, encoder_source, extract
 
 Mapping2D = Literal["tsne", "umap"]
 CLASSES = 10  # colours in page.css
@@ -48,8 +48,9 @@ def _maps(run: RunRecord, column: str, method: Mapping2D) -> str:
     encoder, cpu = run.checkpoint.objective.encoder, torch.device("cpu")
     middle, last = str(-(-encoder.num_layers // 2)), str(encoder.num_layers)
     hears = replace(run.checkpoint.config.data, workers=0)
+    name, baseline = baseline_source(hears, encoder.channels, cpu)
     sources: list[tuple[Source, dict[str, str]]] = [
-        (log_mel_source(hears, cpu), {"log-mel": "log-mel statistics, for comparison"}),
+        (baseline, {name: f"{name} statistics, for comparison"}),
         (encoder_source(encoder, hears, cpu), {middle: f"layer {middle} of {last}", last: f"layer {last}, the last"}),
     ]
     html = ""

@@ -47,6 +47,8 @@ def _examples(run: RunRecord) -> Iterator[tuple[Batch, Checkpoint, MaskedFrames]
     if checkpoint is None or checkpoint.objective.needs - {"units"}:  # what reads labels hides nothing
         return
     objective, config = checkpoint.objective, checkpoint.config
+    if checkpoint.objective.encoder.channels > 1:
+        return  # a series has no spectrogram to lay a mask over
     units = Units(config.data.units) if "units" in objective.needs else None
     manifest = own_manifest(run).filter(lambda u: units is None or u.id in units)
     chosen = Manifest.of(examples(manifest, EXAMPLES))

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from speechssl.page.charts import Chart, Series, draw
 from speechssl.page.runs import PageError, RunRecord
-from speechssl.probe.probing import LOG_MEL, RANDOM, TRAINED, Interval, ProbeResult, read_result
+from speechssl.probe.features import CHANNELS, LOG_MEL
+from speechssl.probe.probing import RANDOM, TRAINED, Interval, ProbeResult, read_result
 
-COLOURS = {TRAINED: 0, RANDOM: 1, LOG_MEL: 2}
+COLOURS = {TRAINED: 0, RANDOM: 1, LOG_MEL: 2, CHANNELS: 2}
 
 
 def find_probes(runs: Sequence[RunRecord], folders: Sequence[Path]) -> list[tuple[str, ProbeResult]]:
@@ -33,7 +34,8 @@ def probes(found: Sequence[tuple[str, ProbeResult]]) -> str:
             charts += draw(_layers(place, name, kind, result))
         if curve := _curve(place, name, result):
             charts += draw(curve)
-    key = "".join(f'<span><i class="swatch c{number}"></i>{escape(name)}</span>' for name, number in COLOURS.items())
+    shown = dict.fromkeys(kind for _, result in found for kind in result.kinds)
+    key = "".join(f'<span><i class="swatch c{COLOURS[kind]}"></i>{escape(kind)}</span>' for kind in shown)
     return (
         f'<div class="legend">{key}<small>bars: 95%</small></div><div class="charts">{charts}</div>' if charts else ""
     )
@@ -47,8 +49,9 @@ def _layers(place: int, name: str, kind: str, result: ProbeResult) -> Chart:
         for features in (TRAINED, RANDOM)
     ]
     levels = [("chance", 100 * result.facts["chance"])]
-    if (level := result.at_layer(LOG_MEL, "log-mel", kind)) is not None:
-        levels.append(("log-mel", 100 * level.mean))
+    for baseline in (LOG_MEL, CHANNELS):
+        if (level := result.at_layer(baseline, baseline, kind)) is not None:
+            levels.append((baseline, 100 * level.mean))
     label = result.facts["settings"]["label"]
     things = result.facts.get("examples", "utterances")
     note = f"{result.facts['classes']} classes, {result.facts['num_test']} test {things}; {kind} classifier"
@@ -57,7 +60,7 @@ def _layers(place: int, name: str, kind: str, result: ProbeResult) -> Chart:
 
 
 def _curve(place: int, name: str, result: ProbeResult) -> Chart | None:
-    curves = {features: result.curve(features) for features in COLOURS}
+    curves = {features: result.curve(features) for features in result.kinds}
     points = list(next(iter(curves.values())))
     if not points:
         return None

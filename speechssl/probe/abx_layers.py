@@ -19,8 +19,8 @@ from speechssl.data.manifest import Manifest
 from speechssl.device import pick_device
 from speechssl.files import write_whole
 from speechssl.probe.abx import Context, abx_error, cells_across, cells_within, with_items
-from speechssl.probe.features import FrameSource, batches, frames_of
-from speechssl.probe.probing import LOG_MEL, ProbeError, sources
+from speechssl.probe.features import CHANNELS, LOG_MEL, FrameSource, batches, frames_of
+from speechssl.probe.probing import ProbeError, sources
 
 MADE_BY = "speechssl abx"
 
@@ -152,7 +152,7 @@ def frames_of_items(
     found: dict[str, dict[int, np.ndarray]] = {}
     for batch in batches(source, wanted, problems, title=title, seconds_per_batch=seconds_per_batch):
         for name, of_layers in frames_of(source, batch):
-            chosen = [layer for layer in of_layers if not layers or layer in (*layers, LOG_MEL)]
+            chosen = [layer for layer in of_layers if not layers or layer in (*layers, LOG_MEL, CHANNELS)]
             middles = source.middles(len(next(iter(of_layers.values()))))
             for number in of_utterance[name]:
                 inside = _inside(items[number], middles)

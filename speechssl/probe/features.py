@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +21,17 @@ from torch import Tensor, nn
 from speechssl.batch import Batch
 from speechssl.config import DataConfig
 from speechssl.data.audio import AudioError
-from speechssl.data.dataset import padded_batches
+from speechssl.data.dataset import LoadedBatch, padded_batches
 from speechssl.data.manifest import Manifest, Utterance
-from speechssl.data.recordings import Segment, window_batches
+from speechssl.data.recordings import recording_of, window_batches
+from speechssl.data.series import check_readable
 from speechssl.data.windows import CONTEXT, SECONDS, Cutting, Window
 from speechssl.errors import UserError
 from speechssl.nn.encoder import Encoder
 from speechssl.nn.pooling import EPSILON, statistics_pool
 
+LOG_MEL, CHANNELS = "log-mel", "channels"  # what is known without an encoder
+LOWEST_RATE = 4000  # Hz; of sound, of which log-mel says something
 FORMAT = "1"  # of the cached files; another one where features are computed in another way
 
 
@@ -46,6 +49,7 @@ class Source:
         least: samples of the shortest utterance that it can take, at the rate that it hears.
         device: where `pool` wants its batch.
         pool: Batch -> named vectors, (B, D) each.
+        channels: that it reads.
     """
 
     key: str
@@ -53,6 +57,7 @@ class Source:
     least: int
     device: torch.device
     pool: Callable[[Batch], Mapping[str, Tensor]]
+    channels: int = field(default=1, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -105,8 +110,8 @@ def encoder_source(encoder: Encoder, hears: DataConfig, device: torch.device) ->
         return named, output.lengths
 
     key = fingerprint(encoder, repr(encoder.config), hears.sample_rate, hears.normalize, "statistics")
-    sees = encoder.feature_encoder.receptive_field
-    return FrameSource(key, hears, sees, device, _statistics(frames), encoder.hop, frames)
+    sees, channels = encoder.feature_encoder.receptive_field, encoder.channels
+    return FrameSource(key, hears, sees, device, _statistics(frames), encoder.hop, frames, channels=channels)
 
 
 def log_mel_source(hears: DataConfig, device: torch.device, num_bins: int = 80) -> FrameSource:
@@ -121,7 +126,7 @@ def log_mel_source(hears: DataConfig, device: torch.device, num_bins: int = 80) 
 
     def frames(batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         log_mel = (mel(batch.waveforms) + 1e-6).log().transpose(1, 2)  # (B, F, D)
-        return {"log-mel": log_mel}, (batch.lengths - window) // hop + 1
+        return {LOG_MEL: log_mel}, (batch.lengths - window) // hop + 1
 
     key = fingerprint(None, "log-mel", num_bins, hears.sample_rate)
     return FrameSource(key, hears, window, device, _statistics(frames), hop, frames)
@@ -133,6 +138,25 @@ def _statistics(frames: Callable[[Batch], tuple[Mapping[str, Tensor], Tensor | N
         return {name: statistics_pool(layer, lengths) for name, layer in named.items()}
 
     return pool
+
+
+def channel_source(hears: DataConfig, channels: int, device: torch.device) -> FrameSource:
+    """The raw samples of each channel: what is known of a series without an encoder."""
+
+    def frames(batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        return {CHANNELS: batch.waveforms.view(*batch.waveforms.shape[:2], -1)}, batch.lengths
+
+    hears = replace(hears, normalize=False)
+    key = fingerprint(None, CHANNELS, hears.sample_rate)
+    return FrameSource(key, hears, 1, device, _statistics(frames), 1, frames, channels=channels)
+
+
+def baseline_source(hears: DataConfig, channels: int, device: torch.device) -> tuple[str, FrameSource]:
+    """What an encoder is compared with, and its name, which is that of its one layer as well: log-mel, or the channels
+    where there are several, or a rate too low for anything to be heard."""
+    if channels > 1 or hears.sample_rate < LOWEST_RATE:
+        return CHANNELS, channel_source(hears, channels, device)
+    return LOG_MEL, log_mel_source(hears, device)
 
 
 def fingerprint(module: nn.Module | None, *facts) -> str:
@@ -159,8 +183,9 @@ def extract(
     """The features of every utterance that can be read, from `cache` if they lie there.
 
     moments: take the frame nearest to each instead of the whole utterance; `source` is a FrameSource then.
-    Raises FeatureError: not one could be read.
+    Raises FeatureError: not one could be read; ManifestError: of another number of channels than the source reads.
     """
+    check_readable(manifest, source.hears.sample_rate, source.channels)
     listed = "\n".join(f"{u.id}\t{u.audio}\t{u.start}\t{u.num_samples}\t{u.byte_range}" for u in manifest)
     if moments is not None:
         listed += repr({name: dict(times) for name, times in moments.items()})
@@ -189,9 +214,11 @@ def batches(
     short = {u.id for u in manifest if u.length_at(source.hears.sample_rate) < source.least}
     problems += [f"{u.id}: too short for one frame ({u.seconds:.3f} s)." for u in manifest if u.id in short]
     long_enough = manifest.filter(lambda u: u.id not in short)
+    read: Iterable[LoadedBatch] = ()
+    if long_enough:
+        read = padded_batches(long_enough, source.hears, seconds_per_batch=seconds_per_batch, channels=source.channels)
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task(title, total=len(manifest), completed=len(short))
-        read = padded_batches(long_enough, source.hears, seconds_per_batch=seconds_per_batch) if long_enough else ()
         for loaded in read:
             problems += loaded.problems
             if loaded.batch is not None:
@@ -264,7 +291,7 @@ def _in_windows(
 ) -> Iterator[tuple[Window, dict[str, Tensor]]]:
     """Each window of a long utterance with the frames (F, D) by layer that are kept of it. Raises AudioError."""
     hears = source.hears
-    recording = Segment(utterance, hears.sample_rate)
+    recording = recording_of(utterance, hears.sample_rate)
     for batch, windows in window_batches(
         recording, source.cutting, normalize=hears.normalize, seconds_per_batch=seconds_per_batch
     ):

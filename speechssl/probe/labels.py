@@ -1,50 +1,12 @@
-"""Labels of utterances by the name of a column, and few of them drawn at random."""
+"""What a probe can do with labels: whether they can be learnt, and few of them drawn at random."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
 
-from speechssl.data.manifest import Manifest
-from speechssl.errors import UserError
-
-
-class LabelError(UserError):
-    """Labels that cannot be learnt or tested. The message names the manifest or the labels."""
-
-
-def labels_of(manifest: Manifest, column: str) -> list[str | None]:
-    """One label per utterance; None where it has none.
-
-    Args:
-        column: "speaker", "text", any other column of the manifest, or "folder:1": the first folder of the id, which
-            is the path below the folder that `speechssl manifest folder` read (a genre, a keyword).
-
-    Raises:
-        LabelError: no utterance has one.
-    """
-    level = re.fullmatch(r"folder:([1-9]\d*)", column)
-    found: list[str | None] = []
-    for utterance in manifest:
-        if level:
-            folders = utterance.id.split("/")[:-1]
-            number = int(level[1])
-            found.append(folders[number - 1] if number <= len(folders) else None)
-        elif column in ("speaker", "text"):
-            found.append(getattr(utterance, column) or None)
-        else:
-            value = utterance.extra.get(column)
-            found.append(None if value is None else str(value))
-    if not any(label is not None for label in found):
-        columns = sorted({key for utterance in manifest for key in utterance.extra})
-        others = f", {', '.join(columns)}" if columns else ""
-        raise LabelError(
-            f"no utterance (the first is {manifest[0].id}) has a label '{column}'; "
-            f"choose speaker, text, folder:1{others}, or add the column to the manifest."
-        )
-    return found
+from speechssl.data.labels import LabelError
 
 
 def check_same_classes(train: Sequence[str], test: Sequence[str]) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from speechssl.data.alignment import Interval, read_alignment
+from speechssl.data.labels import LabelError
 from speechssl.data.manifest import Manifest
-from speechssl.probe.labels import LabelError
 
 ALIGNED = "aligned"  # what the label of such a probe is called
 

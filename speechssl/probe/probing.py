@@ -15,16 +15,17 @@ import torch
 from speechssl.build import build_objective
 from speechssl.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from speechssl.config import Config
+from speechssl.data.labels import labels_of
 from speechssl.data.manifest import Manifest
 from speechssl.device import pick_device
 from speechssl.errors import UserError
 from speechssl.files import write_whole
 from speechssl.probe.classify import Answer, Kind, classify, classify_layer_sum, wilson
-from speechssl.probe.features import Features, FrameSource, Moments, encoder_source, extract, log_mel_source
-from speechssl.probe.labels import check_same_classes, draw_in_all, draw_per_class, labels_of
+from speechssl.probe.features import Features, FrameSource, Moments, baseline_source, encoder_source, extract
+from speechssl.probe.labels import check_same_classes, draw_in_all, draw_per_class
 from speechssl.probe.moments import Alignments, train_and_test
 
-TRAINED, RANDOM, LOG_MEL = "trained", "random weights", "log-mel"
+TRAINED, RANDOM = "trained", "random weights"
 MADE_BY = "speechssl probe"
 
 
@@ -55,8 +56,8 @@ class ProbeSettings:
 class Row:
     """One classifier on one layer.
 
-    features: "trained", "random weights" (then `seed` says which) or "log-mel".
-    layer: "latents", "0" (input of the context network), "1", ..., "sum" (of 0, 1, ...), "log-mel".
+    features: "trained", "random weights" (then `seed` says which), or the baseline: "log-mel", of series "channels".
+    layer: "latents", "0" (input of the context network), "1", ..., "sum" (of 0, 1, ...), or the baseline's name.
     labels: "all", or a point of the learning curve ("3 per class", "100 in all"), of which `draw` is one choice.
     """
 
@@ -92,6 +93,11 @@ class ProbeResult:
 
     rows: tuple[Row, ...]
     facts: dict[str, Any]
+
+    @property
+    def kinds(self) -> list[str]:
+        """The features that there are: trained, random weights, the baseline."""
+        return list(dict.fromkeys(row.features for row in self.rows))
 
     def seeds(self, features: str) -> list[int]:
         return sorted({row.seed for row in self.rows if row.features == features})
@@ -218,12 +224,13 @@ class Part:
 
 
 def sources(checkpoint: Checkpoint, random_seeds: int, device: torch.device) -> Iterator[tuple[str, int, FrameSource]]:
-    """(what, seed, source) of the trained encoder, of random ones like it, and of log-mel, one at a time."""
+    """(what, seed, source) of the trained encoder, of random ones like it, and of the baseline, one at a time."""
     config, hears = checkpoint.config, checkpoint.config.data
     yield TRAINED, 0, encoder_source(checkpoint.objective.encoder, hears, device)
     for seed in range(1, random_seeds + 1):
         yield RANDOM, seed, encoder_source(random_encoder(config, seed), hears, device)
-    yield LOG_MEL, 0, log_mel_source(hears, device)
+    name, source = baseline_source(hears, checkpoint.objective.encoder.channels, device)
+    yield name, 0, source
 
 
 def random_encoder(config: Config, seed: int):

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from speechssl.batch import Batch
 from speechssl.checkpoint import Checkpoint
-from speechssl.probe.features import Source, fingerprint, log_mel_source
-from speechssl.probe.probing import LOG_MEL, sources
+from speechssl.probe.features import Source, baseline_source, fingerprint
+from speechssl.probe.probing import sources
 
 FINE_TUNED = "fine-tuned"
 
@@ -30,7 +30,8 @@ def speaker_sources(
         yield from sources(checkpoint, random_seeds, device)
         return
     yield FINE_TUNED, 0, fine_tuned_source(checkpoint, device)
-    yield LOG_MEL, 0, log_mel_source(checkpoint.config.data, device)
+    name, source = baseline_source(checkpoint.config.data, checkpoint.objective.encoder.channels, device)
+    yield name, 0, source
 
 
 def fine_tuned_source(checkpoint: Checkpoint, device: torch.device) -> Source:
@@ -43,7 +44,8 @@ def fine_tuned_source(checkpoint: Checkpoint, device: torch.device) -> Source:
         return {"embedding": embeddings, "scores": objective.head(embeddings)}
 
     key = fingerprint(objective, repr(objective.config), repr(objective.encoder.config), hears.normalize, "speaker")
-    return Source(key, hears, objective.encoder.feature_encoder.receptive_field, device, pool)
+    encoder = objective.encoder
+    return Source(key, hears, encoder.feature_encoder.receptive_field, device, pool, channels=encoder.channels)
 
 
 def cosines(vectors: np.ndarray, train: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from speechssl.checkpoint import Checkpoint
+from speechssl.data.labels import labels_of
 from speechssl.data.manifest import Manifest
 from speechssl.device import pick_device
 from speechssl.errors import UserError
 from speechssl.files import write_whole
 from speechssl.probe.classify import wilson
 from speechssl.probe.features import extract
-from speechssl.probe.labels import check_same_classes, labels_of
+from speechssl.probe.labels import check_same_classes
 from speechssl.speaker.embed import fine_tuned_source, speaker_names
 
 MADE_BY = "speechssl speaker identify"
@@ -63,7 +64,8 @@ def identify(
     if path.exists() and MADE_BY not in path.read_text(encoding="utf-8", errors="replace"):
         raise IdentificationError(f"{path}: exists and was not made by this command; choose another --output.")
     manifest = Manifest.read(test)
-    speakers = {u.id: s for u, s in zip(manifest, labels_of(manifest, "speaker"), strict=True) if s is not None}
+    found = labels_of(manifest, checkpoint.config.data.label)
+    speakers = {u.id: s for u, s in zip(manifest, found, strict=True) if s is not None}
     check_same_classes(names, list(speakers.values()))
     source = fine_tuned_source(checkpoint, pick_device(device))
     features = extract(source, manifest, output / "features", title="identify", seconds_per_batch=seconds_per_batch)

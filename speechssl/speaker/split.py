@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
+from speechssl.data.labels import labels_of
 from speechssl.data.manifest import Manifest
 from speechssl.errors import UserError
-from speechssl.probe.labels import draw_in_all, draw_per_class, labels_of
+from speechssl.probe.labels import draw_in_all, draw_per_class
 
 
 class SplitError(UserError):

@@ -6,7 +6,7 @@ Shapes: T samples, F frames, D channels.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -26,9 +26,10 @@ from speechssl.checkpoint import find_checkpoint, load_checkpoint, read_record
 from speechssl.config import DataConfig
 from speechssl.data.arrays import growing_array
 from speechssl.data.audio import AudioError
-from speechssl.data.dataset import padded_batches
+from speechssl.data.dataset import LoadedBatch, padded_batches
 from speechssl.data.manifest import Manifest, Utterance
-from speechssl.data.recordings import Segment, window_batches
+from speechssl.data.recordings import Segment, recording_of, window_batches
+from speechssl.data.series import check_readable
 from speechssl.data.windows import CONTEXT, SECONDS, Cutting
 from speechssl.device import pick_device
 from speechssl.nn.encoder import Encoder
@@ -134,11 +135,12 @@ def extract_layer(
     config, encoder = _loaded(checkpoint_path, where)
     if not 0 <= layer <= encoder.num_layers:
         raise FeaturesError(f"{checkpoint_path}: has layers 0 to {encoder.num_layers}, and no layer {layer}.")
+    check_readable(manifest, config.sample_rate, encoder.channels)
     shards, sees = shards_of(manifest, shard_hours), encoder.feature_encoder.receptive_field
     cutting = Cutting.of(encoder.hop, sees, config.sample_rate, seconds=window, context=context)
     any_long = any(cutting.is_long(u.length_at(config.sample_rate)) for u in manifest)
     with torch.no_grad():
-        one_frame = torch.zeros(1, sees, device=where)
+        one_frame = torch.zeros(1, sees, *([encoder.channels] * (encoder.channels > 1)), device=where)
         dim = encoder(one_frame, num_layers=layer).layers[layer].shape[-1]
     record = FeaturesRecord(
         kind="layer",
@@ -263,7 +265,10 @@ def _layer_of(
             yield utterance.id, _too_short(utterance)
     short = manifest.filter(lambda u: 0 < frames[u.id] <= cutting.size)
     config = replace(config, workers=workers)
-    for loaded in padded_batches(short, config, seconds_per_batch=seconds_per_batch) if short else ():
+    read: Iterable[LoadedBatch] = ()
+    if short:
+        read = padded_batches(short, config, seconds_per_batch=seconds_per_batch, channels=encoder.channels)
+    for loaded in read:
         for sentence in loaded.problems:
             yield "", sentence
         if loaded.batch is None:
@@ -271,9 +276,11 @@ def _layer_of(
         for utterance_id, row in zip(loaded.batch.ids, encode(loaded.batch), strict=True):
             yield utterance_id, row[: frames[utterance_id]]
     for utterance in manifest.filter(lambda u: frames[u.id] > cutting.size):
-        recording = Segment(utterance, rate)
-        batches = window_batches(recording, cutting, normalize=config.normalize, seconds_per_batch=seconds_per_batch)
         try:
+            recording = recording_of(utterance, rate)
+            batches = window_batches(
+                recording, cutting, normalize=config.normalize, seconds_per_batch=seconds_per_batch
+            )
             for batch, windows in batches:
                 for window, row in zip(windows, encode(batch), strict=True):
                     yield utterance.id, row[window.kept()]

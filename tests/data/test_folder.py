@@ -88,6 +88,10 @@ def test_speakers_are_a_part_of_the_path(tmp_path):
     assert speakers == {"read/anna/1": "anna", "read/ben/deep/2": "ben", "stray": None}
     with pytest.raises(CorpusError, match="speaker level 4"):
         folder.read(tmp_path, speaker_level=4)
+    labels = {name: u.extra for name, u in manifest_of(tmp_path, label_level=1).items()}
+    assert labels == {"read/anna/1": {"label": "read"}, "read/ben/deep/2": {"label": "read"}, "stray": {}}
+    with pytest.raises(CorpusError, match="label level 5"):
+        folder.read(tmp_path, label_level=5)
 
 
 def test_transcripts_beside_the_audio_and_in_a_table(tmp_path):

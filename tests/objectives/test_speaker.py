@@ -227,12 +227,42 @@ def test_finetune_without_a_vocabulary(pretrained, capsys, monkeypatch, tmp_path
     arguments = ["finetune", "-p", preset, "--train", corpus.manifest, "--init", folder / "run", "-o", run]
     status, out, err = speechssl(capsys, monkeypatch, *arguments, "--valid", tmp_path / "valid.jsonl")
     assert status == 0, err
-    assert "1 utterances have speakers that training does not and do not validate: train-3v" in out
+    assert "1 utterances have a speaker that training does not and do not validate: train-3v" in out
     assert "encoder from" in out
     assert "speechssl speaker identify" in out
     checkpoint = load_checkpoint(run)
     assert checkpoint.config.objective["speakers"] == ["speaker0", "speaker1"]
     assert checkpoint.tokenizer is None
+
+
+def test_genres_by_folder_instead_of_speakers(pretrained, capsys, monkeypatch, tmp_path):
+    """A tree of class folders, through manifest, fine-tuning, identification and the probe."""
+    folder, corpus = pretrained
+    for number, utterance in enumerate(corpus.utterances):
+        path = tmp_path / "genres" / ("jazz" if number % 3 else "polka") / f"{number}.flac"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(utterance.audio)
+
+    def answer(*arguments):
+        status, out, err = speechssl(capsys, monkeypatch, *arguments)
+        assert status == 0, err
+        return out
+
+    manifest, run = tmp_path / "genres.jsonl", tmp_path / "run"
+    answer("manifest", "folder", tmp_path / "genres", "-o", manifest, "--label-level", 1, "--jobs", 1)
+    plain = tiny_plain("speaker", corpus, train={"updates": 1})
+    del plain["objective"]["speakers"]
+    preset = tmp_path / "genre.yaml"
+    preset.write_text(yaml.safe_dump(plain))
+    arguments = ["finetune", "-p", preset, "--train", manifest, "--init", folder / "run"]
+    assert "'speaker'; choose speaker, text, folder:1, label" in one_sentence(
+        speechssl(capsys, monkeypatch, *arguments, "-o", tmp_path / "x")
+    )
+    answer(*arguments, "-o", run, "data.label=label")
+    assert load_checkpoint(run).config.objective["speakers"] == ["jazz", "polka"]
+    answer("speaker", "identify", run, "--test", manifest, "-o", tmp_path / "answers")
+    rows = (tmp_path / "answers" / "answers.tsv").read_text().splitlines()
+    assert {row.split("\t")[1] for row in rows[1:]} == {"jazz", "polka"}
 
 
 def test_labels_that_do_not_fit_the_preset(pretrained, capsys, monkeypatch, tmp_path):

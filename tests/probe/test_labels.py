@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from speechssl.data.labels import LabelError, labels_of
 from speechssl.data.manifest import Manifest, Utterance
-from speechssl.probe.labels import LabelError, check_same_classes, draw_in_all, draw_per_class, labels_of
+from speechssl.probe.labels import check_same_classes, draw_in_all, draw_per_class
 
 LABELS = st.lists(st.sampled_from("abcd"), min_size=1, max_size=40)
 

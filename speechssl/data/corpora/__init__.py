@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from speechssl.errors import UserError
@@ -22,8 +22,10 @@ class Candidate:
 
     Attributes:
         id, audio, byte_range, text, speaker: as in `Utterance`.
+        label: its column `label`: a genre, a keyword.
         start: first sample, at the rate of the file.
         num_samples: samples from there; None: to the end of the file.
+        sample_rate: of a series, Hz; None: the file says it.
     """
 
     id: str
@@ -31,8 +33,10 @@ class Candidate:
     byte_range: tuple[int, int] | None = None
     text: str | None = None
     speaker: str | None = None
+    label: str | None = None
     start: int = 0
     num_samples: int | None = None
+    sample_rate: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,3 +82,20 @@ def read_text(path: str | Path) -> str:
 def read_lines(path: str | Path) -> list[str]:
     """Lines of a UTF-8 file. Only a newline ends a line: transcripts may hold other separators of Unicode."""
     return read_text(path).removesuffix("\n").split("\n")
+
+
+def name_by_folder(candidates: list[Candidate], column: str, level: int, folder: Path) -> list[Candidate]:
+    """`column` (speaker or label) is part `level` of the id; files above that level keep none. Raises CorpusError."""
+
+    def name(candidate: Candidate) -> str | None:
+        folders = candidate.id.split("/")[:-1]
+        return folders[level - 1] if 1 <= level <= len(folders) else None
+
+    names = [name(candidate) for candidate in candidates]
+    if not any(names):
+        raise CorpusError(
+            f"{folder}: no file has a folder at {column} level {level} (for example {candidates[0].id}); "
+            "1 is the first folder below the one given."
+        )
+    pairs = zip(candidates, names, strict=True)
+    return [replace(c, label=found) if column == "label" else replace(c, speaker=found) for c, found in pairs]

@@ -9,17 +9,24 @@ import tarfile
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from speechssl.data.corpora import AUDIO_SUFFIXES, Candidate, Corpus, CorpusError, read_text, walk
+from speechssl.data.corpora import AUDIO_SUFFIXES, Candidate, Corpus, CorpusError, name_by_folder, read_text, walk
 
 MAX_TEXT = 1_000_000  # bytes of a transcript inside a tar
 
 
-def read(folder: str | Path, *, speaker_level: int | None = None, transcripts: str | Path | None = None) -> Corpus:
+def read(
+    folder: str | Path,
+    *,
+    speaker_level: int | None = None,
+    label_level: int | None = None,
+    transcripts: str | Path | None = None,
+) -> Corpus:
     """Candidates of a tree. The id is the path below `folder` without its suffix; a tar counts as a folder.
 
     Args:
         folder: any depth; any rate and channel count; suffixes in AUDIO_SUFFIXES, and .tar.
-        speaker_level: which folder names the speaker: 1 = the first below `folder`; None: speakers are not known.
+        speaker_level, label_level: which folder names the speaker, or the label (a genre, a keyword): 1 = the first
+            below `folder`; None: it is not known.
         transcripts: table `id or path<TAB>text` (.tsv, .txt) or `id or path,text` (.csv). Paths may be relative to
             `folder` or to the table. Where the table says nothing, a .txt of the same stem beside the audio counts.
 
@@ -38,8 +45,9 @@ def read(folder: str | Path, *, speaker_level: int | None = None, transcripts: s
         packed = any(path.name.endswith((".tar.gz", ".tgz", ".zip")) for path in files)
         advice = "unpack its compressed archives" if packed else f"audio ends in {', '.join(AUDIO_SUFFIXES)} or .tar"
         raise CorpusError(f"{folder}: no audio in it; {advice}.")
-    if speaker_level is not None:
-        candidates = _name_speakers(candidates, speaker_level, folder)
+    for column, level in (("speaker", speaker_level), ("label", label_level)):
+        if level is not None:
+            candidates = name_by_folder(candidates, column, level, folder)
     if transcripts is None:
         return Corpus(tuple(candidates))
     return _label(candidates, folder, Path(os.path.abspath(transcripts)))
@@ -77,22 +85,6 @@ def _members(path: Path, folder: Path) -> list[Candidate]:
     except UnicodeDecodeError:
         raise CorpusError(f"{path}: {member.name} is not UTF-8 text.") from None
     return [replace(candidate, text=texts.get(candidate.id) or None) for candidate in audio]
-
-
-def _name_speakers(candidates: list[Candidate], level: int, folder: Path) -> list[Candidate]:
-    """The speaker is part `level` of the id; files above that level keep none."""
-
-    def speaker(candidate: Candidate) -> str | None:
-        folders = candidate.id.split("/")[:-1]
-        return folders[level - 1] if 1 <= level <= len(folders) else None
-
-    named = [replace(candidate, speaker=speaker(candidate)) for candidate in candidates]
-    if all(candidate.speaker is None for candidate in named):
-        raise CorpusError(
-            f"{folder}: no file has a folder at speaker level {level} (for example {candidates[0].id}); "
-            "1 is the first folder below the one given."
-        )
-    return named
 
 
 def _label(candidates: list[Candidate], folder: Path, table: Path) -> Corpus:
