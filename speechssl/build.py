@@ -9,7 +9,7 @@ import torch
 
 from speechssl.config import Config, ConfigError, parse
 from speechssl.nn.encoder import Encoder, EncoderConfig
-from speechssl.objectives import Objective, find_objective
+from speechssl.objectives import OBJECTIVES, Objective, find_objective
 
 
 def build_objective(config: Config) -> Objective:
@@ -24,6 +24,13 @@ def build_objective(config: Config) -> Objective:
     source = config.name or "configuration"
     parsed: Any = parse(cls.Config, numbers, source=source, path="objective")
     encoder = parse(EncoderConfig, config.encoder, source=source, path="encoder")
+    channels = getattr(encoder.feature_encoder, "channels", 1)
+    if channels > 1 and not cls.takes_channels:
+        able = ", ".join(name for name in OBJECTIVES if find_objective(name).takes_channels)
+        raise ConfigError(
+            f"{source}: objective {config.objective['name']} learns from one channel, and "
+            f"encoder.feature_encoder.channels is {channels}; these learn from several: {able}."
+        )
     seed_everything(config.train.seed)
     return cls(parsed, Encoder(encoder))
 

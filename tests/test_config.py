@@ -220,7 +220,7 @@ def test_every_preset_builds_and_survives_yaml(name, tmp_path):
     is_small = config.encoder.get("feature_encoder", {}).get("name") == "logmel"  # torchaudio's filters want numbers
     with torch.device("cpu" if is_small else "meta"):  # meta: sizes without memory, so that Large fits
         objective = build_objective(without_corpus(config))
-    assert sum(p.numel() for p in objective.parameters()) > 100_000
+    assert sum(p.numel() for p in objective.parameters()) > 50_000  # those of sensors are the smallest
     assert "tokens" not in objective.needs or not config.data.crop
 
 

@@ -1,6 +1,7 @@
 """Changes that leave an utterance what it is: crop, speed, reverberation, babble, noise, gain; masks, jitter of frames.
 
-Shapes: B utterances, T samples, H samples of an impulse response, F frames, D channels.
+Shapes: B utterances, T samples, H samples of an impulse response, F frames, D channels. Crop, noise and gain take
+series (B, T, C) of several channels as well.
 Batched, on the device, without a loop over utterances. Padding is zero before and after, and never reaches an
 utterance: nothing is drawn from another's padding, and no tail is left behind an utterance's end. The functions change;
 `Augment` draws by how much.
@@ -36,7 +37,15 @@ def crop(waveforms: Tensor, lengths: Tensor, size: int) -> tuple[Tensor, Tensor]
     start = (torch.rand(len(lengths), device=lengths.device, dtype=torch.float64) * (spare + 1)).long().clamp(max=spare)
     lengths = lengths.clamp(max=size)
     index = start[:, None] + torch.arange(min(waveforms.shape[1], size), device=lengths.device)
-    return zero_padding(waveforms.gather(1, index.clamp(max=waveforms.shape[1] - 1)), lengths), lengths
+    index = index.clamp(max=waveforms.shape[1] - 1)
+    if waveforms.dim() == 3:
+        index = index[..., None].expand(-1, -1, waveforms.shape[2])
+    return zero_padding(waveforms.gather(1, index), lengths), lengths
+
+
+def beside(values: Tensor, waveforms: Tensor) -> Tensor:
+    """(B,) -> (B, 1), or (B, 1, 1) where waveforms are series: a value for each utterance."""
+    return values.view(-1, *[1] * (waveforms.dim() - 1))
 
 
 def change_speed(waveforms: Tensor, lengths: Tensor, factors: Tensor, slowest: float) -> tuple[Tensor, Tensor]:
@@ -88,14 +97,14 @@ def reverberate(waveforms: Tensor, lengths: Tensor, impulses: Tensor) -> Tensor:
 
 
 def power(waveforms: Tensor, lengths: Tensor) -> Tensor:
-    """(B, 1), mean square over each utterance's own samples."""
-    return waveforms.square().sum(1, keepdim=True) / lengths.clamp(min=1)[:, None]
+    """(B, 1), mean square over each utterance's own samples; (B, 1, C), of each channel of a series."""
+    return waveforms.square().sum(1, keepdim=True) / beside(lengths.clamp(min=1), waveforms)
 
 
 def mix(waveforms: Tensor, lengths: Tensor, noise: Tensor, snr_db: Tensor) -> Tensor:
     """Adds noise (B, T), scaled to a ratio of powers (B,), dB, over each utterance's own samples."""
     noise = zero_padding(noise, lengths)
-    wanted = power(waveforms, lengths) * 10 ** (-snr_db[:, None] / 10)
+    wanted = power(waveforms, lengths) * 10 ** (-beside(snr_db, waveforms) / 10)
     return waveforms + noise * (wanted / power(noise, lengths).clamp(min=SMALLEST_POWER)).sqrt()
 
 
@@ -122,7 +131,7 @@ def babble(waveforms: Tensor, lengths: Tensor, voices: int) -> Tensor:
 
 def gain(waveforms: Tensor, db: Tensor) -> Tensor:
     """Makes each utterance louder by db (B,), dB. (Log-mel features, normalised per utterance, do not notice.)"""
-    return waveforms * 10 ** (db[:, None] / 20)
+    return waveforms * 10 ** (beside(db, waveforms) / 20)
 
 
 def jitter(x: Tensor, lengths: Tensor | None, probability: float) -> Tensor:
@@ -235,4 +244,5 @@ class Augment(nn.Module):
 
     @staticmethod
     def _some(changed: Tensor, waveforms: Tensor, probability: float) -> Tensor:
-        return torch.where(torch.rand(len(waveforms), 1, device=waveforms.device) < probability, changed, waveforms)
+        chosen = torch.rand(len(waveforms), 1, device=waveforms.device) < probability
+        return torch.where(beside(chosen[:, 0], waveforms), changed, waveforms)

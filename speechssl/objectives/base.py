@@ -75,6 +75,7 @@ class Objective(nn.Module):
     Config: ClassVar[type]
     needs: frozenset[str] = frozenset()  # optional Batch fields it reads; checked before training starts
     min_frames: int = 1  # shortest utterance it can learn from
+    takes_channels: bool = False  # it learns from series of several channels, (B, T, C), as well as from sound
     couples_ranks: bool = False  # its loss compares utterances of all ranks: none may be idle
 
     def __init__(self, config, encoder: Encoder):

@@ -60,6 +60,7 @@ class TransformerHead(nn.Module):
 
 class CPC(Objective):
     Config = CPCConfig
+    takes_channels = True
 
     def __init__(self, config: CPCConfig, encoder: Encoder):
         super().__init__(config, encoder)

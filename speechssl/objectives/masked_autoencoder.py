@@ -1,11 +1,13 @@
 """Masked autoencoder (He et al. 2022; on spectrograms Huang et al. 2022, Baade et al. 2022): rebuild the unseen 75%.
 
-Shapes: B utterances, N log-mel frames, M mel bins, F patches (= encoder frames), S log-mel frames per patch,
-P = S * M numbers in a patch, W visible patches of the utterance that has most, D hidden and E decoder channels.
+Shapes: B utterances, N log-mel frames (or steps of a series), M mel bins (or channels), F patches (= encoder frames), S
+log-mel frames (or steps) per patch, P = S * M numbers in a patch, W visible patches of the utterance that has most, D
+hidden and E decoder channels.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,11 +17,11 @@ from torch import Tensor, nn
 from speechssl.batch import Batch
 from speechssl.errors import UserError
 from speechssl.nn.encoder import Encoder
-from speechssl.nn.lengths import padding_mask
+from speechssl.nn.frontend import WaveformConfig
+from speechssl.nn.lengths import full_lengths, padding_mask, receptive_field
 from speechssl.nn.regression import normalize_patches
 from speechssl.nn.sinusoidal import Sinusoidal, SinusoidalConfig
-from speechssl.objectives.base import LossOutput, MaskedFrames, Metric
-from speechssl.objectives.log_mel import LogMelObjective
+from speechssl.objectives.base import LossOutput, MaskedFrames, Metric, Objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,21 +40,26 @@ class MaskedAutoencoderConfig:
             raise ValueError("mask_ratio must be between 0 and 1")
 
 
-class MaskedAutoencoder(LogMelObjective):
+class MaskedAutoencoder(Objective):
     """Patches are as high as the spectrogram and S frames wide, so that a patch is an encoder frame.
 
     This is the frame variant of MAE-AST (Baade et al. 2022), which there serves speech better than the squares of
     16 x 16 of Audio-MAE; positions are then places in time alone. The feature encoder is the patch embedding, hence
     one convolution whose kernel is its stride, and the exported encoder is one like any other.
+
+    A feature encoder that reads the samples themselves makes patches of all channels x S steps: series of sensors.
     """
 
     Config = MaskedAutoencoderConfig
-    about = "masked_autoencoder"
+    takes_channels = True
     min_frames = 2  # one behind the mask, one to see
 
     def __init__(self, config: MaskedAutoencoderConfig, encoder: Encoder):
         super().__init__(config, encoder)
-        if self.window != self.stack:
+        features = encoder.feature_encoder
+        own = encoder.config.feature_encoder  # of log-mel: without its window
+        self.stack = math.prod(own.strides)
+        if receptive_field(own.kernels, own.strides) != self.stack:
             raise UserError(
                 "masked_autoencoder needs patches that do not overlap: set the kernels of encoder.feature_encoder to "
                 "its strides, for example kernels=[4] strides=[4]."
@@ -61,6 +68,11 @@ class MaskedAutoencoder(LogMelObjective):
             raise UserError(
                 "masked_autoencoder leaves patches out, and only positions that do not depend on neighbours allow it: "
                 "set encoder.context.name=sinusoidal."
+            )
+        if isinstance(own, WaveformConfig) and own.norm not in ("layer", "none"):
+            raise UserError(
+                f"masked_autoencoder would see hidden patches through encoder.feature_encoder.norm={own.norm}, whose "
+                "statistics are over time; set it to layer or none."
             )
         decoder = SinusoidalConfig(
             dim=config.decoder_dim,
@@ -71,13 +83,17 @@ class MaskedAutoencoder(LogMelObjective):
         self.bridge = nn.Linear(encoder.dim, config.decoder_dim)
         self.mask_embedding = nn.Parameter(torch.randn(config.decoder_dim) * 0.02)
         self.decoder = Sinusoidal(decoder, config.decoder_dim)
-        self.prediction = nn.Linear(config.decoder_dim, self.stack * self.num_bins)
+        self.prediction = nn.Linear(config.decoder_dim, self.stack * features.num_inputs)
 
     def chance(self) -> dict[str, float]:
         return {"explained": 0.0}
 
     def describe(self) -> list[tuple[str, str]]:
-        return [("masked", f"{self.config.mask_ratio:.0%} of the patches of {self.stack} x {self.num_bins} log-mel")]
+        features = self.encoder.feature_encoder
+        what = "channels" if features.num_inputs == features.channels else "log-mel"
+        return [
+            ("masked", f"{self.config.mask_ratio:.0%} of the patches of {self.stack} x {features.num_inputs} {what}")
+        ]
 
     def forward(self, batch: Batch, *, mask: Tensor | None = None) -> LossOutput:
         """The sum over masked patches of the mean squared error.
@@ -88,8 +104,9 @@ class MaskedAutoencoder(LogMelObjective):
         """
         encoder, context = self.encoder, self.encoder.context
         assert isinstance(context, Sinusoidal)
-        mel, lengths, frames = self.log_mel(batch)
-        latents, lengths = self.features.convolutions(mel, lengths)
+        inputs, lengths = encoder.feature_encoder.inputs(batch.waveforms, batch.lengths_or_none)  # (B, N, M)
+        latents, lengths = encoder.feature_encoder.convolve(inputs, lengths)
+        frames = full_lengths(latents, lengths)
         projected, _ = encoder.project(latents)  # (B, F, D)
         if mask is None:
             mask = self.draw_mask(frames, projected.shape[1])
@@ -103,7 +120,7 @@ class MaskedAutoencoder(LogMelObjective):
         embedded = self.bridge(hidden)[~padding_mask(counts, where.shape[1])]  # one row per visible patch
         tokens = self.mask_embedding.to(embedded.dtype).expand(*mask.shape, -1)
         decoded, _ = self.decoder(tokens.masked_scatter(seen[..., None], embedded), lengths)
-        predictions, targets = self.prediction(decoded[mask]).float(), self.stacked(mel)[mask]
+        predictions, targets = self.prediction(decoded[mask]).float(), self.patches(inputs)[mask]
         if self.config.normalize_targets:
             targets = normalize_patches(targets)
         error = (predictions - targets).square().mean(-1)
@@ -115,6 +132,11 @@ class MaskedAutoencoder(LogMelObjective):
         }
         share = error.detach() / targets.square().mean(-1).clamp(min=1e-12)
         return LossOutput(loss, count, metrics, MaskedFrames(mask, share))
+
+    def patches(self, inputs: Tensor) -> Tensor:
+        """(B, N, M) -> (B, F, P); what is left behind the last whole patch is no part of any."""
+        size = inputs.shape[1] // self.stack
+        return inputs[:, : size * self.stack].reshape(len(inputs), size, -1)
 
     def draw_mask(self, frames: Tensor, size: int) -> Tensor:
         """(B, size) bool: floor(mask_ratio * F) patches of each utterance, at least one, any of them."""

@@ -57,6 +57,7 @@ class SpeakerConfig:
 class Speaker(Objective):
     Config = SpeakerConfig
     needs = frozenset({"speakers"})
+    takes_channels = True
 
     def __init__(self, config: SpeakerConfig, encoder: Encoder):
         super().__init__(config, encoder)

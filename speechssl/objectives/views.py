@@ -26,6 +26,7 @@ from speechssl.nn.pooling import mean_pool
 from speechssl.nn.view_losses import nearest_is_own, spread, unit
 from speechssl.objectives.base import LossOutput, Metric, Objective
 
+OF_SOUND = ("speed", "reverb_prob", "babble_prob")  # augmentations that say nothing of sensors
 COLLAPSED = 0.01  # a spread below it; healthy runs on speech were seen above 0.08, also at their start
 
 
@@ -43,7 +44,7 @@ class ViewsConfig:
 
 @dataclass(frozen=True)
 class View:
-    """waveforms (B, T), zero behind lengths (B,) in samples, or None when nothing is padded."""
+    """waveforms (B, T) or series (B, T, C), zero behind lengths (B,) in samples, or None when nothing is padded."""
 
     waveforms: Tensor
     lengths: Tensor | None
@@ -89,12 +90,18 @@ class TwoViews(Objective):
     """
 
     couples_ranks = True
+    takes_channels = True
     config: ViewsConfig
     projection: nn.Module
 
     def __init__(self, config: ViewsConfig, encoder: Encoder):
         super().__init__(config, encoder)
         self.augment = Augment(config.augment)
+        if encoder.channels > 1 and (changes := [name for name in OF_SOUND if getattr(config.augment, name)]):
+            raise UserError(
+                f"objective.augment.{changes[0]} changes sound, and the encoder reads series of {encoder.channels} "
+                "channels; set it to 0 (noise, gain, jitter and masks suit series)."
+            )
         self.view_samples = round(config.view_seconds * config.augment.sample_rate)
         field, fastest = encoder.feature_encoder.receptive_field, 1 + config.augment.speed
         if encoder.frame_lengths(int(self.view_samples / fastest)) < 1:
