@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 from torch import Tensor
 
 from speechssl.checkpoint import load_checkpoint
-from speechssl.data.audio import read_waveform
-from speechssl.data.manifest import Utterance
+from speechssl.data.recordings import open_recording
 from speechssl.errors import UserError
 from speechssl.files import whole_file
 
@@ -60,6 +58,7 @@ def surprise(model: str | Path, audio: str | Path, *, window: float = 20.0, pool
 
     Args:
         model: run folder or checkpoint of an objective that has `surprise` (CPC).
+        audio: a sound file, or for a model of series (channels, time) in .npy at the model's own rate.
         window: seconds that are scored at a time.
         pool: N, frames of the recording that each frame is compared with, drawn uniformly by `seed`.
 
@@ -73,9 +72,12 @@ def surprise(model: str | Path, audio: str | Path, *, window: float = 20.0, pool
             f"{model}: was trained by {checkpoint.config.objective['name']}, which predicts no future; "
             "give a run that was pretrained by cpc."
         )
+    if not Path(audio).is_file():
+        raise SurpriseError(f"{audio}: no such file.")
     recording = _Recording(checkpoint, Path(audio), window)
     if recording.frames < 3:
-        raise SurpriseError(f"{audio}: lasts {recording.utterance.seconds:.2f} s, too short to predict anything in it.")
+        seconds = recording.recording.total / recording.rate
+        raise SurpriseError(f"{audio}: lasts {seconds:.2f} s, too short to predict anything in it.")
     generator = np.random.default_rng(seed)
     chosen = np.sort(generator.permutation(recording.frames)[:pool])
     with torch.inference_mode():
@@ -98,20 +100,18 @@ class _Recording:
         self.objective, config = checkpoint.objective, checkpoint.config.data
         self.encoder, self.rate = self.objective.encoder, config.sample_rate
         self.hop, self.sees = self.encoder.hop, self.encoder.feature_encoder.receptive_field
-        self.utterance = _utterance(audio)
-        self.samples = self.utterance.length_at(self.rate)
-        self.frames = max(0, int(self.encoder.frame_lengths(self.samples)))
+        self.recording = open_recording(audio, self.rate, channels=self.encoder.channels)
+        self.read = self.recording.normalized if config.normalize else self.recording.read
+        self.frames = max(0, int(self.encoder.frame_lengths(self.recording.total)))
         self.size = max(1, round(window * self.rate / self.hop))
         steps = int(getattr(self.objective.config, "num_steps", 1))
         self.warm = max(round(WARM * self.rate / self.hop), 2 * steps)
-        self.mean, self.scale = self._level() if config.normalize else (0.0, 1.0)
 
     def __iter__(self) -> Iterator[tuple[int, int, int, Tensor]]:
         for first in range(0, self.frames, self.size):
             last, start = min(first + self.size, self.frames), max(0, first - self.warm)
             count = (last - 1 - start) * self.hop + self.sees
-            waveform = read_waveform(self.utterance, self.rate, first=start * self.hop, count=count)
-            latents, _ = self.encoder.feature_encoder(((waveform - self.mean) / self.scale)[None], None)
+            latents, _ = self.encoder.feature_encoder(self.read(start * self.hop, count)[None], None)
             yield first, last, start, latents[0]
 
     def scores(
@@ -124,29 +124,6 @@ class _Recording:
         own[chosen[places] - start] = places
         scores = self.objective.surprise(latents, context[0], others, torch.from_numpy(own))
         return scores[first - start : last - start].numpy()
-
-    def _level(self) -> tuple[float, float]:
-        """Mean and deviation over the whole recording, as normalisation of a whole utterance would take them out."""
-        total, square, step = 0.0, 0.0, self.size * self.hop
-        for first in range(0, self.samples, step):
-            count = min(step, self.samples - first)
-            part = read_waveform(self.utterance, self.rate, first=first, count=count).double()
-            total, square = total + float(part.sum()), square + float(part.square().sum())
-        mean = total / self.samples
-        return mean, math.sqrt(max(square / self.samples - mean**2, 0.0) + 1e-5)
-
-
-def _utterance(audio: Path) -> Utterance:
-    if not audio.is_file():
-        raise SurpriseError(f"{audio}: no such file.")
-    try:
-        with soundfile.SoundFile(audio) as file:
-            frames, rate = file.frames, file.samplerate
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise SurpriseError(f"{audio}: not audio that can be read: {error}") from None
-    if frames < 1:
-        raise SurpriseError(f"{audio}: holds no sound.")
-    return Utterance(audio.stem, str(audio), frames, rate)
 
 
 def top_segments(found: Surprise, count: int, *, seconds: float = 1.0) -> list[Segment]:

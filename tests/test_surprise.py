@@ -122,7 +122,7 @@ def test_what_cannot_be_scored_is_one_sentence(model, recording, tmp_path, capsy
     (tmp_path / "text.wav").write_text("no sound")
     soundfile.write(tmp_path / "short.wav", np.zeros(100), RATE)
     assert "no such file" in said(tmp_path / "gone.wav", "--model", model)
-    assert "not audio" in said(tmp_path / "text.wav", "--model", model)
+    assert "cannot be read" in said(tmp_path / "text.wav", "--model", model)
     assert "too short" in said(tmp_path / "short.wav", "--model", model)
     config = tiny_config("wav2vec2", make_corpus(tmp_path / "corpus"))
     (tmp_path / "w2v").mkdir()

@@ -106,6 +106,9 @@ def read_preset(preset: str, overrides: list[str]) -> Config:
 def case_of(
     config: Config, seconds: tuple[float, ...], precision: str, steps: int, threads: int, *, encode: bool = False
 ) -> Case:
+    """Raises UserError for a preset that does not read sound."""
+    if config.encoder.get("feature_encoder", {}).get("channels", 1) > 1:
+        raise UserError(f"{config.name}: reads series of several channels, and the bench makes up sound alone.")
     return Case(
         peer="ours",
         config=plain(config),

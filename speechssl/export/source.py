@@ -132,6 +132,8 @@ def misfit(checkpoint: Checkpoint, *, stack: bool = True, layer_only: bool = Fal
     features, context = config.feature_encoder, config.context
     if not isinstance(features, WaveformConfig):
         return "its encoder reads a filterbank and not waveforms"
+    if features.channels > 1:
+        return f"its encoder reads series of {features.channels} channels and not waveforms"
     if not isinstance(context, TransformerConfig):
         return f"its context network is '{context.name}' and no Transformer"
     if features.norm not in ("group", "layer") or features.activation != "gelu" or features.compression != "none":

@@ -109,6 +109,8 @@ def export_program(path: Path, out: Path) -> None:
 def trace(path: Path) -> Traced:
     """Raises ExportError, CheckpointError."""
     checkpoint = load_checkpoint(path)
+    if (channels := checkpoint.objective.encoder.channels) > 1:
+        raise ExportError(f"{path}: reads series of {channels} channels, and graphs are made of waveforms alone.")
     objective, normalize = checkpoint.objective, checkpoint.config.data.normalize
     graph: nn.Module = EncoderGraph(objective.encoder, normalize)
     outputs = ("hidden", "frame_lengths")
