@@ -17,7 +17,6 @@ from speechssl.export.output import new_folder, write_json, write_tensors
 from speechssl.export.source import Imported
 from speechssl.export.unpickle import only_tensors, read_json, read_pickle, read_safetensors
 from speechssl.export.vocabulary import from_symbols, transformers_files
-from speechssl.objectives.speaker import Speaker
 
 # Our family: their model_type, the start of their class names, and the name of the encoder inside them.
 CLASSES = {
@@ -65,8 +64,7 @@ def export_hf(path: Path, out: Path, *, licence: str = "") -> str:
     source.one_token_per_frame(path, checkpoint, "transformers")
     name, family = checkpoint.config.objective["name"], source.family(checkpoint)
     model_type, class_, inside = CLASSES[family]
-    objective, missing = checkpoint.objective, speakers.misfit(checkpoint.objective)
-    state = objective.state_dict()
+    missing, state = speakers.misfit(checkpoint), checkpoint.objective.state_dict()
     tensors = maps.to_theirs(state, maps.TRANSFORMERS)
     config = _config(checkpoint, family) | {"model_type": model_type}
     if "mask_embedding" not in state:
@@ -76,10 +74,10 @@ def export_hf(path: Path, out: Path, *, licence: str = "") -> str:
         tensors = maps.prefixed(tensors, f"{inside}.") | maps.to_theirs(state, maps.TRANSFORMERS_HEADS)
         kind = {"wav2vec2": "ForPreTraining", "ctc": "ForCTC"}[name]
         homes += ["quantizer", "prediction", "target_projection", "head"]
-    if isinstance(objective, Speaker) and not missing:
+    if name == speakers.NAME and not missing:
         tensors = maps.prefixed(tensors, f"{inside}.")
-        tensors |= maps.to_theirs(speakers.head(objective), maps.TRANSFORMERS_SPEAKERS)
-        config |= speakers.numbers(objective)
+        tensors |= maps.to_theirs(speakers.head(checkpoint), maps.TRANSFORMERS_SPEAKERS)
+        config |= speakers.numbers(checkpoint)
         kind, homes = "ForSequenceClassification", [*homes, "embedding", "head", "pooled_norm"]
     config["architectures"] = [class_ + kind]
 

@@ -14,22 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speechssl.objectives.base import Objective
-from speechssl.objectives.speaker import Speaker
+from speechssl.checkpoint import Checkpoint
 
+NAME = "speaker"  # of the objective
 FITTING = {"features": "last", "pooling": "mean", "classifier": "softmax"}  # the only kind of head that they have
 
 
-def misfit(objective: Objective) -> str:
+def misfit(checkpoint: Checkpoint) -> str:
     """Why the head of a speaker model is none of theirs, a sentence; empty: it is one, or there is no such head.
 
     ForXVector is no home for the rest: between encoder and statistics it has convolutions with a ReLU, and we have
     none. Nor is `use_weighted_layer_sum` one for a sum of layers: ours are normalised before they are added.
     """
-    if not isinstance(objective, Speaker):
+    if checkpoint.config.objective["name"] != NAME:
         return ""
     needed = ", ".join(f"objective.{key}={value}" for key, value in FITTING.items())
-    own = {key: getattr(objective.config, key) for key in FITTING}
+    own = {key: getattr(checkpoint.objective.config, key) for key in FITTING}
     wrong = ", ".join(f"{key}={own[key]}" for key in FITTING if own[key] != FITTING[key])
     if not wrong:
         return ""
@@ -40,13 +40,14 @@ def misfit(objective: Objective) -> str:
 
 
 @torch.no_grad()
-def head(objective: Speaker) -> dict[str, Tensor]:
+def head(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """A head that fits, as one linear map to the embedding and one to the speakers, under our names."""
+    objective: Any = checkpoint.objective
     D = objective.encoder.dim
     weight, bias = torch.eye(D, dtype=torch.float64), torch.zeros(D, dtype=torch.float64)
     if isinstance(objective.embedding, torch.nn.Linear):
         weight, bias = objective.embedding.weight.double(), objective.embedding.bias.double()  # (E, D), (E,)
-    norm: Any = objective.pooled_norm
+    norm = objective.pooled_norm
     if objective.config.pooled_norm == "batch":
         scale = norm.weight.double() * (norm.running_variance.double() + norm.eps).rsqrt()
         bias = bias + weight @ (norm.bias.double() - norm.running_mean.double() * scale)
@@ -55,8 +56,9 @@ def head(objective: Speaker) -> dict[str, Tensor]:
     return {"embedding.weight": weight.float(), "embedding.bias": bias.float(), **scores}
 
 
-def numbers(objective: Speaker) -> dict[str, Any]:
+def numbers(checkpoint: Checkpoint) -> dict[str, Any]:
     """What their config says of it."""
+    objective: Any = checkpoint.objective
     names = objective.config.speakers
     return {
         "classifier_proj_size": objective.size,
@@ -76,4 +78,4 @@ def section(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[st
     speakers = [str(labels.get(str(place))) for place in range(count)] if isinstance(labels, dict) else []
     if len(labels) != count or not 2 <= count == len(set(speakers)):
         return None
-    return {"name": "speaker", "speakers": speakers, "embedding_dim": len(tensors["projector.bias"]), **FITTING}
+    return {"name": NAME, "speakers": speakers, "embedding_dim": len(tensors["projector.bias"]), **FITTING}

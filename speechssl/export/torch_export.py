@@ -24,11 +24,11 @@ from speechssl.batch import Batch
 from speechssl.checkpoint import Checkpoint, load_checkpoint
 from speechssl.export.keymaps import ExportError
 from speechssl.export.output import refuse_to_overwrite
+from speechssl.export.speakers import NAME as SPEAKER
 from speechssl.nn.encoder import Encoder
 from speechssl.nn.exporting import plainly
 from speechssl.nn.lengths import zero_padding
 from speechssl.nn.norms import utterance_norm
-from speechssl.objectives.speaker import Speaker
 from speechssl.objectives.transcription import Transcription
 
 
@@ -59,7 +59,7 @@ class TokenGraph(nn.Module):
 class SpeakerGraph(nn.Module):
     """Waveforms (B, T) and lengths (B,) in samples -> embeddings (B, E), and what the head scores of them (B, N)."""
 
-    def __init__(self, objective: Speaker, normalize: bool):
+    def __init__(self, objective: Any, normalize: bool):
         super().__init__()
         self.objective, self.normalize = objective, normalize
 
@@ -116,7 +116,7 @@ def trace(path: Path) -> Traced:
     outputs = ("hidden", "frame_lengths")
     if isinstance(objective, Transcription):
         graph, outputs = TokenGraph(objective, normalize), ("log_probs", "frame_lengths")
-    elif isinstance(objective, Speaker):
+    elif checkpoint.config.objective["name"] == SPEAKER:
         graph, outputs = SpeakerGraph(objective, normalize), ("embedding", "scores")
     size = 20 * objective.encoder.hop + objective.encoder.feature_encoder.receptive_field
     example = (torch.zeros(2, size), torch.tensor([size, size - 1]))
