@@ -89,13 +89,15 @@ def test_pieces_cover_every_output_once(outputs, size):
         assert size is None or piece.stop - piece.start <= size
 
 
-@pytest.mark.parametrize("offset", [0.0, 30.0])
-def test_the_first_norm_is_in_the_taps(offset):
-    """Group norm of the first convolution, values and gradients; faint and biased sound does not blur it."""
+@pytest.mark.parametrize(("slow", "tolerance"), [(0.0, 1e-4), (3000.0, 0.02)])
+def test_the_first_norm_is_in_the_taps(slow, tolerance):
+    """Group norm of the first convolution, values and gradients; also where taps answer to what is faint alone."""
     torch.manual_seed(5)
-    sound = torch.randn(1, 500, 1).cumsum(1) + offset  # most of its energy is slow
-    weight = torch.randn(7, 1, 10)
-    weight = (weight - weight.mean(2, keepdim=True)).requires_grad_()  # the taps answer to what is fast
+    time = torch.arange(500.0) / 500
+    sound = (torch.randn(500) + slow * (2 + torch.sin(3 * time)))[None, :, None]
+    smooth, _ = torch.linalg.qr(torch.linspace(-1, 1, 10)[:, None] ** torch.arange(4))  # cubics: what is slow
+    weight = torch.randn(7, 10)
+    weight = (weight - weight @ smooth @ smooth.t())[:, None].requires_grad_()
     scale, shift = torch.randn(7, requires_grad=True), torch.randn(7, requires_grad=True)
     seen = windows(sound[0], 10, 5)[:99]
     taps, mean = normalized_taps(seen[:, :-1], weight, scale, shift)
@@ -103,12 +105,13 @@ def test_the_first_norm_is_in_the_taps(offset):
     exact = [t.detach().double().requires_grad_() for t in (weight, scale, shift)]
     plain = F.conv1d(sound.double().transpose(1, 2), exact[0], stride=5)
     expected = F.group_norm(plain, 7, *exact[1:])[0].t()
-    torch.testing.assert_close(made.double(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(made.double(), expected, rtol=tolerance, atol=tolerance)
     gradient = torch.randn_like(made)
     ours = torch.autograd.grad(made, (weight, scale, shift), gradient)
     theirs = torch.autograd.grad(expected, exact, gradient.double())
     for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-3)
+        if not slow:  # else the plain formula itself is lost in rounding
+            torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("norm", ["group", "layer"])

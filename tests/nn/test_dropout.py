@@ -13,6 +13,7 @@ def test_share_of_what_is_kept(drop, shape):
     torch.manual_seed(1)
     mask = keep_mask(shape, drop)
     assert mask.shape == shape
+    assert not keep_mask(shape, drop).equal(mask), "another one each time"
     deviation = (drop * (1 - drop) / mask.numel()) ** 0.5
     assert abs(mask.float().mean().item() - (1 - drop)) < 4 * deviation
     for dim in range(len(shape)):  # neighbours are independent
