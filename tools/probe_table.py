@@ -18,7 +18,8 @@ import typer
 
 from speechssl.cli.probe import percent
 from speechssl.files import write_whole
-from speechssl.probe.probing import LOG_MEL, RANDOM, TRAINED, ProbeResult, read_result
+from speechssl.probe.features import LOG_MEL
+from speechssl.probe.probing import RANDOM, TRAINED, ProbeResult, read_result
 
 NAMES = {TRAINED: "", RANDOM: ", random weights", LOG_MEL: ", log-mel"}
 
