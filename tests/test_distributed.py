@@ -174,12 +174,25 @@ def test_every_objective_is_here():
     assert {run["kind"] for run in (RUNS | SHORT).values()} == OBJECTIVES.keys()
 
 
+def assert_close(one: Path, two: Path) -> None:
+    """Weights and moments of two runs, up to the order of summation."""
+    left, right = tensors(last(one)), tensors(last(two))
+    assert left.keys() == right.keys()
+    for key in left:
+        torch.testing.assert_close(left[key], right[key], rtol=1e-5, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}")
+
+
+def assert_close_metrics(one: list[dict], two: list[dict]) -> None:
+    assert len(one) == len(two)
+    for left, right in zip(one, two, strict=True):
+        assert left.pop("split") == right.pop("split")
+        left, right = ({k: float(v) for k, v in line.items()} for line in (left, right))  # "nan" is a text in JSON
+        assert left == pytest.approx(right, rel=1e-3, abs=1e-4, nan_ok=True)
+
+
 @pytest.mark.parametrize("name", ALIKE)
 def test_two_processes_are_one(runs, name):
-    one, two = tensors(last(runs / f"one-{name}")), tensors(last(runs / f"two-{name}"))
-    assert one.keys() == two.keys()
-    for key in one:
-        torch.testing.assert_close(one[key], two[key], rtol=1e-5, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}")
+    assert_close(runs / f"one-{name}", runs / f"two-{name}")
 
 
 @pytest.mark.parametrize("name", ALIKE)
@@ -187,11 +200,7 @@ def test_metrics_count_every_target_once(runs, name):
     """Also in validation, where three utterances fall unequally on two processes."""
     one, two = metrics(runs / f"one-{name}"), metrics(runs / f"two-{name}")
     assert [line["split"] for line in one].count("valid") == 1 + (name in RUNS)
-    assert len(one) == len(two)
-    for left, right in zip(one, two, strict=True):
-        assert left.pop("split") == right.pop("split")
-        left, right = ({k: float(v) for k, v in line.items()} for line in (left, right))  # "nan" is a text in JSON
-        assert left == pytest.approx(right, rel=1e-3, abs=1e-4, nan_ok=True)
+    assert_close_metrics(one, two)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -203,9 +212,7 @@ def test_resume_on_two_processes_is_exact(runs, name):
 @pytest.mark.parametrize("name", GO_ON)
 @pytest.mark.parametrize("other", ["begun", "ended"])
 def test_a_run_may_go_on_with_more_or_fewer_processes(runs, name, other):
-    one, two = tensors(last(runs / f"one-{name}")), tensors(last(runs / f"{other}-{name}"))
-    for key in one:
-        torch.testing.assert_close(one[key], two[key], rtol=1e-5, atol=1e-6)
+    assert_close(runs / f"one-{name}", runs / f"{other}-{name}")
 
 
 def test_all_skip_the_same_updates(runs):

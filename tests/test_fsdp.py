@@ -3,8 +3,8 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_distributed import last, on_two_processes, parts, with_a_loud_one
-from tiny_run import make_corpus, metrics, tensors, tiny_config, tiny_plain, train_here
+from test_distributed import assert_close, assert_close_metrics, on_two_processes, parts, with_a_loud_one
+from tiny_run import make_corpus, metrics, tiny_config, tiny_plain, train_here
 
 import speechssl
 from speechssl.export.hf import export_hf
@@ -39,22 +39,10 @@ def runs(tmp_path_factory):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_divided_weights_are_the_same_weights(runs, name):
-    """Moments too, after a resume; files of the same names and shapes."""
-    one, two = tensors(last(runs / f"one-{name}")), tensors(last(runs / f"fsdp-{name}"))
-    assert one.keys() == two.keys()
-    for key in one:
-        torch.testing.assert_close(one[key], two[key], rtol=1e-5, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}")
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_metrics_are_the_same(runs, name):
-    """Validation too, where three utterances fall unequally on two processes."""
-    one, two = metrics(runs / f"one-{name}"), metrics(runs / f"fsdp-{name}")
-    assert len(one) == len(two)
-    for left, right in zip(one, two, strict=True):
-        assert left.pop("split") == right.pop("split")
-        left, right = ({k: float(v) for k, v in line.items()} for line in (left, right))
-        assert left == pytest.approx(right, rel=1e-3, abs=1e-4, nan_ok=True)
+    """Moments too, after a resume; and validation, where three utterances fall unequally on two processes."""
+    one, two = runs / f"one-{name}", runs / f"fsdp-{name}"
+    assert_close(one, two)
+    assert_close_metrics(metrics(one), metrics(two))
 
 
 def test_what_is_saved_opens_and_exports(runs, tmp_path):

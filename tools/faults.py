@@ -32,7 +32,7 @@ import numpy as np
 import soundfile
 import torch
 from safetensors.torch import load_file
-from tiny_training import RATE, UPDATES, Scene
+from tiny_training import RATE, UPDATES, Scene, put_table
 
 import speechssl.train  # noqa: F401  (the children find it imported)
 from speechssl.data import audio
@@ -290,12 +290,8 @@ def main() -> int:
                 print(json.dumps(row), flush=True)
                 rows.append(row)
                 bad += not good
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    table = "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
     if arguments.write:
-        text = arguments.write.read_text(encoding="utf-8")
-        before, rest = text.split(BEGIN)
-        arguments.write.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+        put_table(rows, arguments.write, BEGIN, END)
     return int(bad > 0)
 
 

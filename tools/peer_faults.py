@@ -39,19 +39,15 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from tiny_training import RATE, make_corpus
+from tiny_training import RATE, make_corpus, put_table
 
 BEGIN, END = "<!-- peer faults: made by tools/peer_faults.py -->", "<!-- /peer faults -->"
 UPDATES, SAVED_EVERY, STRUCK = 24, 3, 16
 SIZES: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 SIZES |= {"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "num_negatives": 5}
 SIZES |= {"num_codevectors_per_group": 8, "codevector_dim": 8, "proj_codevector_dim": 8}
-STACK: dict[str, Any] = {
-    "conv_dim": (12, 12, 16),
-    "conv_kernel": (10, 4, 4),
-    "conv_stride": (5, 4, 4),
-    "num_feat_extract_layers": 3,
-}
+SIZES |= {"num_feat_extract_layers": 3, "conv_dim": (12, 12, 16), "conv_kernel": (10, 4, 4), "conv_stride": (5, 4, 4)}
+SIZES |= {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "mask_time_length": 3}
 
 
 class Scene:
@@ -89,7 +85,8 @@ class Scene:
             sys.argv = [str(self.script), *self.arguments]
             runpy.run_path(str(self.script), run_name="__main__")
             status = 0
-        except BaseException:
+        except BaseException as error:
+            status = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1  # as Python itself does
             traceback.print_exc()
         finally:
             sys.stdout.flush()
@@ -217,12 +214,8 @@ def main() -> int:
                 rows.append(play(fault, Path(temporary) / str(number), arguments.script, whole))
                 print(json.dumps(rows[-1]), flush=True)
     shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    table = "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
     if arguments.write:
-        text = arguments.write.read_text(encoding="utf-8")
-        before, rest = text.split(BEGIN)
-        arguments.write.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+        put_table(rows, arguments.write, BEGIN, END)
     return 0
 
 

@@ -181,6 +181,14 @@ class Scene:
         return ""
 
 
+def put_table(rows: list[list[str]], page: Path, begin: str, end: str) -> None:
+    """Writes rows, the first of which holds the titles, as Markdown between two marks of a page."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    table = "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    page.write_text(f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+
+
 def _train(config: Config, folder: Path) -> int:
     from speechssl.errors import UserError
     from speechssl.train import train
