@@ -80,7 +80,8 @@ def test_an_update_that_is_not_finite_changes_nothing_but_the_step(corpus, loud,
     bad = [line["step"] for line in lines if line["skipped"]]
     assert 1 <= len(bad) <= 2  # each utterance comes once or twice in eight updates
     for line in lines:
-        assert (line["step"] in bad) == (line["loss"] == "nan") == (line["gradient_norm"] in ("nan", "inf"))
+        assert (line["step"] in bad) == (line["gradient_norm"] in ("nan", "inf"))  # some losses of it are finite
+        assert line["step"] in bad or line["loss"] != "nan"
     folder = tmp_path / "checkpoints"
     for step in bad:
         after = tensors(folder / f"step-{step:08d}")
