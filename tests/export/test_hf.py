@@ -27,6 +27,7 @@ from speechssl.build import build_objective
 from speechssl.checkpoint import load_checkpoint, save_model
 from speechssl.config import Config, parse
 from speechssl.data.tokens import Tokenizer
+from speechssl.export.bare import NAME
 from speechssl.export.hf import export_hf
 from speechssl.export.imports import import_weights
 from speechssl.export.keymaps import ExportError
@@ -297,7 +298,7 @@ def test_the_card_s_code_runs(tmp_path, monkeypatch, name, made):
 )
 def test_what_transformers_lacks_is_one_sentence(tmp_path, encoder, reason):
     section = {"context": encoder_section("wav2vec2", "tiny")["context"]} | encoder
-    config = parse(Config, {"encoder": section, "objective": {"name": "cpc"}}, source="test")
+    config = parse(Config, {"encoder": section, "objective": {"name": NAME}}, source="test")
     objective = build_objective(config)
     (tmp_path / "ours").mkdir()
     save_model(objective, config, tmp_path / "ours")
