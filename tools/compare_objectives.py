@@ -176,11 +176,14 @@ def answer(plan: Plan, name: str) -> None:
     encoder = pretrain(plan, name)
     folder, random = plan.out / name, random_folder(plan, encoder)
     asked = {"speaker": ("speaker", plan.speakers), "word": ("text", plan.words)}
-    kinds = {"frozen": folder, "random": random}
-    if name == LOG_MEL:  # it has no weights
-        asked, kinds = {}, {"frozen": folder}
-    elif plan.tune_updates:
+    kinds: dict[str, Path] = {}  # what counts words, and where
+    if plan.probe_updates:
+        kinds |= {"frozen": folder, "random": random}
+    if plan.tune_updates:
         kinds |= {"tuned": folder, "scratch": random}
+    if name == LOG_MEL:  # it has no weights
+        asked = {}
+        kinds = {kind: place for kind, place in kinds.items() if kind == "frozen"}
     for what, (label, manifests) in asked.items():
         with alone_in(folder):
             probe(encoder, folder / what, label, manifests, 0)
@@ -268,7 +271,7 @@ def main(
     minutes: Annotated[float, typer.Option(min=0.1, help="Of pretraining, for each.")] = 5.0,
     only: Annotated[list[str] | None, typer.Option(help="Some objectives or presets instead of all.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Of each word error rate.")] = 3,
-    probe_updates: Annotated[int, typer.Option(min=1, help="Of the frozen encoder's CTC head.")] = 800,
+    probe_updates: Annotated[int, typer.Option(min=0, help="Of the frozen encoder's CTC head; 0: none.")] = 800,
     tune_updates: Annotated[int, typer.Option(min=0, help="Of full fine-tuning, pretrained and scratch; 0: none.")] = 0,
 ) -> None:
     """One row per pretext task: error rates and accuracies of its encoder, beside random weights and log-mel."""

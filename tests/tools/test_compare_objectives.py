@@ -1,5 +1,6 @@
 """The comparison of objectives: what is shared, what a failure and a signal do, and the table."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -61,6 +62,19 @@ def test_the_table(plan):
     assert cells["frozen WER %"] == "60.0 (sd 14.1, 2 seeds)"
     assert cells["random, frozen WER %"] == "90.0 (sd 0.0, 2 seeds)"
     assert cells["scratch WER %"] == ""
+
+
+@pytest.mark.parametrize(
+    "probe_updates, tune_updates, kinds",
+    [(0, 0, []), (1, 0, ["frozen", "random"]), (0, 1, ["tuned", "scratch"])],
+)
+def test_words_are_counted_where_there_are_updates(plan, monkeypatch, probe_updates, tune_updates, kinds):
+    counted = []
+    monkeypatch.setattr(tool, "pretrain", lambda plan, name: begun(plan, name))
+    monkeypatch.setattr(tool, "probe", lambda *_: None)
+    monkeypatch.setattr(tool, "word_error_rates", lambda plan, encoder, kind, folder: counted.append(kind))
+    tool.answer(dataclasses.replace(plan, probe_updates=probe_updates, tune_updates=tune_updates), "simclr")
+    assert counted == kinds
 
 
 def test_one_that_fails_is_named_and_the_others_go_on(plan, monkeypatch, capsys):
