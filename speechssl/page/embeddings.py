@@ -108,7 +108,7 @@ def _plane(vectors: np.ndarray, method: Mapping2D) -> np.ndarray:
             from umap import UMAP
         except ImportError:
             raise UserError("UMAP needs umap-learn: pip install 'speechssl[umap]'.") from None
-        return UMAP(n_neighbors=min(15, len(vectors) - 1), random_state=0).fit_transform(vectors)
+        return UMAP(n_neighbors=min(15, len(vectors) - 1), random_state=0, n_jobs=1).fit_transform(vectors)
     try:
         from sklearn.manifold import TSNE
     except ImportError:

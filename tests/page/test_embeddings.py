@@ -34,13 +34,14 @@ def test_a_map_fits_its_square_without_bending():
     np.testing.assert_allclose(places, [[3, 40.6], [97, 40.6], [50, 59.4]])
 
 
-def test_groups_that_lie_apart_are_apart_on_the_map():
-    pytest.importorskip("sklearn", reason="maps need the extra [report]")
+@pytest.mark.parametrize("method, library, extra", [("tsne", "sklearn", "report"), ("umap", "umap", "umap")])
+def test_groups_that_lie_apart_are_apart_on_the_map(method, library, extra):
+    pytest.importorskip(library, reason=f"this map needs the extra [{extra}]")
     generator = np.random.default_rng(0)
     vectors = np.concatenate([generator.standard_normal((20, 6)) + 8 * k for k in range(3)])
-    places = _plane(vectors, "tsne")
+    places = _plane(vectors, method)
     assert neighbours(places, np.repeat(["a", "b", "c"], 20))[0] > 0.95
-    np.testing.assert_array_equal(places, _plane(vectors, "tsne"))
+    np.testing.assert_array_equal(places, _plane(vectors, method))
 
 
 def test_too_few_utterances_and_a_missing_library_are_said(monkeypatch):
