@@ -95,9 +95,12 @@ def _resampler(source: int, target: int):
     return Resample(source, target)
 
 
+QUIET = 1e-7  # added to the variance: transformers' number, so that a model hears the same there (fairseq's is 1e-5)
+
+
 def normalize(waveform: Tensor) -> Tensor:
-    """Zero mean and unit variance over time (variance plus 1e-5, as in wav2vec 2.0's layer norm of the input)."""
-    return torch.nn.functional.layer_norm(waveform, waveform.shape[-1:], eps=1e-5)
+    """Zero mean and unit variance over time, as wav2vec 2.0 normalises its input."""
+    return torch.nn.functional.layer_norm(waveform, waveform.shape[-1:], eps=QUIET)
 
 
 def open_audio(utterance: Utterance) -> soundfile.SoundFile:

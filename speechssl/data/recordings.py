@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from speechssl.batch import Batch
-from speechssl.data.audio import AudioError, is_odd_rate, normalize, open_audio, read_waveform, resample
+from speechssl.data.audio import QUIET, AudioError, is_odd_rate, normalize, open_audio, read_waveform, resample
 from speechssl.data.manifest import Utterance
 from speechssl.data.series import cut, is_series, open_series, segment_of, standardize
 from speechssl.data.windows import Cutting, Window
@@ -41,13 +41,13 @@ class Recording:
 
     @cached_property
     def level(self) -> tuple[float, float]:
-        """Mean and standard deviation (with 1e-5 in the variance) of all samples, as `normalize` takes them."""
+        """Mean and standard deviation of all samples, as `normalize` takes them."""
         total = squares = 0.0
         for first in range(0, self.total, BLOCK * self.sample_rate):
             block = self.read(first, min(BLOCK * self.sample_rate, self.total - first)).double()
             total, squares = total + float(block.sum()), squares + float(block.square().sum())
         mean = total / self.total
-        return mean, (max(squares / self.total - mean**2, 0.0) + 1e-5) ** 0.5
+        return mean, (max(squares / self.total - mean**2, 0.0) + QUIET) ** 0.5
 
     def normalized(self, first: int, count: int) -> Tensor:
         """`read`, with zero mean and unit variance over the whole recording: for a part, all is read once first."""

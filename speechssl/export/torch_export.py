@@ -22,6 +22,7 @@ from torch.export import Dim, ExportedProgram
 
 from speechssl.batch import Batch
 from speechssl.checkpoint import Checkpoint, load_checkpoint
+from speechssl.data.audio import QUIET
 from speechssl.export.keymaps import ExportError
 from speechssl.export.output import refuse_to_overwrite
 from speechssl.export.speakers import NAME as SPEAKER
@@ -74,7 +75,7 @@ def _heard(waveforms: Tensor, lengths: Tensor, normalize: bool) -> Tensor:
     if not normalize:
         return waveforms
     one = waveforms.new_ones(1)
-    return utterance_norm(waveforms[..., None], lengths, one, one - 1)[..., 0]
+    return utterance_norm(waveforms[..., None], lengths, one, one - 1, eps=QUIET)[..., 0]
 
 
 @dataclass(frozen=True)

@@ -179,6 +179,16 @@ def test_a_fine_tuned_model_transcribes_in_a_pipeline(tmp_path, family):
     assert any(texts), "random weights say something"
 
 
+@pytest.mark.parametrize("level", [0.1, 1e-2, 1e-3, 1e-4])
+def test_a_quiet_recording_is_normalised_as_there(level):
+    from speechssl.data.audio import normalize
+
+    waveform = level * torch.randn(4000, generator=torch.Generator().manual_seed(1)) + level
+    theirs = transformers.Wav2Vec2FeatureExtractor(do_normalize=True)(waveform.numpy(), sampling_rate=16_000)
+    expected = torch.from_numpy(theirs.input_values[0])
+    torch.testing.assert_close(normalize(waveform), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
 def _our_text(objective, tokenizer: Tokenizer, waveform: torch.Tensor) -> str:
     from speechssl.data.audio import normalize
 

@@ -34,7 +34,7 @@ def test_a_map_fits_its_square_without_bending():
     np.testing.assert_allclose(places, [[3, 40.6], [97, 40.6], [50, 59.4]])
 
 
-@pytest.mark.parametrize("method, library, extra", [("tsne", "sklearn", "report"), ("umap", "umap", "umap")])
+@pytest.mark.parametrize(("method", "library", "extra"), [("tsne", "sklearn", "report"), ("umap", "umap", "umap")])
 def test_groups_that_lie_apart_are_apart_on_the_map(method, library, extra):
     pytest.importorskip(library, reason=f"this map needs the extra [{extra}]")
     generator = np.random.default_rng(0)

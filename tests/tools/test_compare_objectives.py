@@ -65,7 +65,7 @@ def test_the_table(plan):
 
 
 @pytest.mark.parametrize(
-    "probe_updates, tune_updates, kinds",
+    ("probe_updates", "tune_updates", "kinds"),
     [(0, 0, []), (1, 0, ["frozen", "random"]), (0, 1, ["tuned", "scratch"])],
 )
 def test_words_are_counted_where_there_are_updates(plan, monkeypatch, probe_updates, tune_updates, kinds):
