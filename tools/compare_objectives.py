@@ -176,14 +176,10 @@ def answer(plan: Plan, name: str) -> None:
     encoder = pretrain(plan, name)
     folder, random = plan.out / name, random_folder(plan, encoder)
     asked = {"speaker": ("speaker", plan.speakers), "word": ("text", plan.words)}
-    kinds: dict[str, Path] = {}  # what counts words, and where
-    if plan.probe_updates:
-        kinds |= {"frozen": folder, "random": random}
-    if plan.tune_updates:
-        kinds |= {"tuned": folder, "scratch": random}
+    frozen, tuned = {"frozen": folder, "random": random}, {"tuned": folder, "scratch": random}
     if name == LOG_MEL:  # it has no weights
-        asked = {}
-        kinds = {kind: place for kind, place in kinds.items() if kind == "frozen"}
+        asked, frozen, tuned = {}, {"frozen": folder}, {}
+    kinds = (frozen if plan.probe_updates else {}) | (tuned if plan.tune_updates else {})
     for what, (label, manifests) in asked.items():
         with alone_in(folder):
             probe(encoder, folder / what, label, manifests, 0)

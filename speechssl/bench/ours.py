@@ -34,7 +34,8 @@ def ours(case: Case, device: str) -> Candidate:
         return output.loss / output.num_targets
 
     objective.before_step(0)
-    parts = {"convolutions": encoder.feature_encoder, "context": encoder.context}
+    # Not `feature_encoder`: who masks the log-mel makes it apart. Its filterbank counts as heads.
+    parts = {"convolutions": encoder.feature_encoder.convolutions, "context": encoder.context}
     return Candidate(objective, loss, parts, read=_reader(case))
 
 

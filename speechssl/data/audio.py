@@ -22,6 +22,7 @@ from speechssl.errors import UserError
 T = TypeVar("T")
 TRANSIENT = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.ENOTCONN}
 WAITS = (0.2, 1.0, 3.0)  # seconds between tries where the system says one of these: network disks stumble
+QUIET = 1e-7  # in `normalize`, added to the variance: transformers' number, so that a model hears the same there
 MAX_KERNEL = 20_000_000  # numbers in a resampling kernel (160 MB); usual rates need far less than a million
 
 
@@ -93,9 +94,6 @@ def _resampler(source: int, target: int):
     from torchaudio.transforms import Resample  # the kernel is built once per pair of rates
 
     return Resample(source, target)
-
-
-QUIET = 1e-7  # added to the variance: transformers' number, so that a model hears the same there (fairseq's is 1e-5)
 
 
 def normalize(waveform: Tensor) -> Tensor:

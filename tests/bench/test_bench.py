@@ -38,8 +38,8 @@ def test_the_parts_are_the_step(case):
 def test_every_objective_is_timed(kind, corpus):
     config = table.without_corpus(parse(Config, tiny_plain(kind, corpus), source="test"))
     row = measure(Case("ours", config.to_dict(), (0.9, 0.9), warmup=0, steps=1))
-    # Whoever masks the log-mel itself leaves the front end's `forward` out: no convolutions.
-    assert row["step"] >= row["context"] + row["convolutions"] > 0
+    assert row["context"] > 0
+    assert row["convolutions"] > 0, "of objectives that mask the log-mel, too"
 
 
 @pytest.mark.parametrize("kind", ["ctc", "hubert", "speaker"])

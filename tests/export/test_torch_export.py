@@ -15,7 +15,9 @@ from tiny_run import make_corpus, tiny_config
 import speechssl
 from speechssl.build import build_objective
 from speechssl.checkpoint import save_model
+from speechssl.data.audio import normalize
 from speechssl.export.keymaps import ExportError
+from speechssl.export.torch_export import _heard as heard_by_a_graph
 from speechssl.export.torch_export import export_program
 from speechssl.nn.context import ContextConfig
 from speechssl.objectives import OBJECTIVES, find_objective
@@ -35,6 +37,14 @@ def test_every_encoder_gives_the_same_numbers(name):
             given, counted = program(waveforms, samples)
         assert counted.tolist() == frames.tolist()
         torch.testing.assert_close(given, hidden, **CLOSE)
+
+
+@pytest.mark.parametrize("level", [1.0, 0.01])
+def test_a_graph_hears_quiet_recordings_as_training_did(level):
+    waveforms, lengths = noise([4000, 2500])
+    heard = heard_by_a_graph(level * waveforms, lengths, True)
+    for row, waveform, length in zip(heard, level * waveforms, lengths, strict=True):
+        torch.testing.assert_close(row[:length], normalize(waveform[:length]), **CLOSE)
 
 
 def test_every_kind_of_context_is_there():

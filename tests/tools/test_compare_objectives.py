@@ -65,15 +65,21 @@ def test_the_table(plan):
 
 
 @pytest.mark.parametrize(
-    ("probe_updates", "tune_updates", "kinds"),
-    [(0, 0, []), (1, 0, ["frozen", "random"]), (0, 1, ["tuned", "scratch"])],
+    ("name", "probe_updates", "tune_updates", "kinds"),
+    [
+        ("simclr", 0, 0, []),
+        ("simclr", 1, 0, ["frozen", "random"]),
+        ("simclr", 0, 1, ["tuned", "scratch"]),
+        (tool.LOG_MEL, 1, 1, ["frozen"]),
+        (tool.LOG_MEL, 0, 1, []),
+    ],
 )
-def test_words_are_counted_where_there_are_updates(plan, monkeypatch, probe_updates, tune_updates, kinds):
+def test_words_are_counted_where_there_are_updates(plan, monkeypatch, name, probe_updates, tune_updates, kinds):
     counted = []
-    monkeypatch.setattr(tool, "pretrain", lambda plan, name: begun(plan, name))
+    monkeypatch.setattr(tool, "pretrain", lambda plan, name: begun(plan, "simclr"))
     monkeypatch.setattr(tool, "probe", lambda *_: None)
     monkeypatch.setattr(tool, "word_error_rates", lambda plan, encoder, kind, folder: counted.append(kind))
-    tool.answer(dataclasses.replace(plan, probe_updates=probe_updates, tune_updates=tune_updates), "simclr")
+    tool.answer(dataclasses.replace(plan, probe_updates=probe_updates, tune_updates=tune_updates), name)
     assert counted == kinds
 
 
