@@ -6,8 +6,9 @@
 
 Stop it at any time and run it again: what is done is not done twice. `exp/compare/table.md` grows with every answer.
 An objective that fails is named at the end, and the others go on. Equal compute means equal minutes on this machine:
-each preset's step is timed first, and its updates follow. The learning rate's schedule fits them. `wav2vec2` starts
-from the convolutions of `cpc`, and `hubert-2` learns units of a layer of `hubert`: their minutes come on top of those.
+the steps of all presets are timed before anything is trained (leave the machine alone for that), their updates follow,
+and the learning rate's schedule fits them. `wav2vec2` starts from the convolutions of `cpc`, and `hubert-2` learns
+units of a layer of `hubert`: their minutes come on top of those.
 
 Random weights of the same architecture stand beside every encoder: with the encoder frozen, and, as `scratch`, with all
 of it fine-tuned. Objectives that share an architecture share these, in `exp/compare/random`. The row `log-mel` is the
@@ -92,20 +93,34 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def updates_for(plan: Plan, preset: str, folder: Path) -> int:
-    """As many updates as fit into the minutes, by a timed step; decided once and written down."""
-    note = folder / "plan.json"
+def updates_for(plan: Plan, name: str) -> int:
+    """As many updates as fit into the minutes, by a timed step; decided once and written down.
+
+    Raises UserError if other minutes were written down before.
+    """
+    note = plan.out / name / "plan.json"
     if note.exists():
-        return json.loads(note.read_text())["updates"]
+        written = json.loads(note.read_text())
+        if written["minutes"] != plan.minutes:
+            raise UserError(f"{note} is of {written['minutes']:g} minutes, not {plan.minutes:g}; give another folder.")
+        return written["updates"]
     from speechssl.bench import table
     from speechssl.bench.step import run_apart
 
-    config = table.read_preset(preset, [])
+    config = table.read_preset(preset_of(name), [])
     case = table.case_of(config, (), config.train.precision, steps=3, threads=0)
     step = run_apart(case)["step"] * config.train.seconds_per_update / sum(case.seconds)
     updates = max(20, int(60 * plan.minutes / step))
     write_whole(note, json.dumps({"updates": updates, "minutes": plan.minutes, "seconds_per_update": step}))
     return updates
+
+
+def time_steps(plan: Plan, names: list[str]) -> None:
+    """Of all of them before anything is trained: no step is timed beside a run. What fails, fails again in its turn."""
+    for name in names:
+        if name != LOG_MEL:
+            with alone_in(plan.out / name), contextlib.suppress(UserError):
+                print(f"{name}: {updates_for(plan, name)} updates in {plan.minutes:g} minutes", flush=True)
 
 
 def make_units(plan: Plan, folder: Path, num_units: int, *features_of: Any) -> Path:
@@ -138,7 +153,7 @@ def pretrain(plan: Plan, name: str) -> Path:
             preset, updates = "apc-tiny", 1
             extra = ["encoder.context.num_layers=0"]
         else:
-            updates = updates_for(plan, preset, folder)
+            updates = updates_for(plan, name)
         numbers = [f"train.updates={updates}", f"train.log_every={max(1, updates // 20)}", *extra]
         run("pretrain", "--preset", preset, "--train", plan.unlabelled, "-o", folder / "pretrain", *numbers)
     return folder / "pretrain"
@@ -275,6 +290,7 @@ def main(
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(REQUEUE))
     names = only or [LOG_MEL, *PRESETS]
     failed = []
+    time_steps(plan, names)
     for name in names:
         try:
             answer(plan, name)

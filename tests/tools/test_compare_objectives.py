@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from tiny_run import ROOT
 
+from speechssl.bench import step as step_module
 from speechssl.config import load, write
-from speechssl.errors import REQUEUE
+from speechssl.errors import REQUEUE, UserError
 
 sys.path.insert(0, str(ROOT / "tools"))
 
@@ -83,6 +84,28 @@ def test_words_are_counted_where_there_are_updates(plan, monkeypatch, name, prob
     assert counted == kinds
 
 
+def test_every_step_is_timed_before_anything_is_trained(plan, monkeypatch):
+    events = []
+
+    def step(case):  # of a micro-batch, which may be less than an update
+        name = case.config["objective"]["name"]
+        events.append(("timed", name))
+        return {"step": sum(case.seconds) * {"cpc": 0.01, "moco": 0.02}[name]}
+
+    monkeypatch.setattr(step_module, "run_apart", step)
+    monkeypatch.setattr(tool, "answer", lambda plan, name: events.append(("asked", name)))
+    monkeypatch.setattr(tool.signal, "signal", lambda *_: None)
+    tool.main(plan.out, only=["cpc", tool.LOG_MEL, "moco"], minutes=3, **PATHS, **PAIRS)
+    assert events == [("timed", "cpc"), ("timed", "moco"), ("asked", "cpc"), ("asked", tool.LOG_MEL), ("asked", "moco")]
+    three = dataclasses.replace(plan, minutes=3)
+    for name, per_second in (("cpc", 0.01), ("moco", 0.02)):
+        audio = load(f"{name}-tiny").train.seconds_per_update
+        assert tool.updates_for(three, name) == int(180 / (per_second * audio))
+    assert len(events) == 5  # what is written down is not timed again
+    with pytest.raises(UserError, match=r"plan\.json is of 3 minutes, not 1"):
+        tool.updates_for(plan, "cpc")
+
+
 def test_one_that_fails_is_named_and_the_others_go_on(plan, monkeypatch, capsys):
     asked = []
 
@@ -92,6 +115,7 @@ def test_one_that_fails_is_named_and_the_others_go_on(plan, monkeypatch, capsys)
             raise tool.Failed("status 2")
 
     monkeypatch.setattr(tool, "answer", answer)
+    monkeypatch.setattr(tool, "updates_for", lambda plan, name: 20)
     monkeypatch.setattr(tool.signal, "signal", lambda *_: None)
     with pytest.raises(SystemExit, match="1"):
         tool.main(plan.out, only=["cpc", "moco"], **PATHS, **PAIRS)
