@@ -12,6 +12,7 @@ from speechssl.nn.dropout import as_numbers, keep_mask
 from speechssl.nn.exporting import exporting
 
 PIECE = 2**20  # scores of a piece: so few that they stay in a CPU's cache from the first product to the second
+COPIED = 800  # frames from which on a CPU's fused kernel reads keys so often that copying them end to end pays
 
 
 def attend(heads: Tensor, keys: Tensor | None, dropout: float, causal: bool, bias: Tensor | None = None) -> Tensor:
@@ -24,7 +25,11 @@ def attend(heads: Tensor, keys: Tensor | None, dropout: float, causal: bool, bia
         bias = bias.to(heads.dtype)
     if heads.device.type == "cpu" and not torch.compiler.is_compiling() and (dropout or heads.dtype != torch.float32):
         return _Attention.apply(heads, bias, keys, dropout, causal).flatten(2)
-    query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, F, D)
+    heads = heads.permute(2, 0, 3, 1, 4)
+    graph = exporting() or torch.compiler.is_compiling()  # which must not depend on a length
+    if not graph and heads.device.type == "cpu" and heads.shape[3] >= COPIED:
+        heads = heads.contiguous()
+    query, key, value = heads.unbind(0)  # each (B, H, F, D)
     if bias is not None and exporting():  # the fused kernel's layout would be part of the graph
         mixed = _probabilities(query, key, bias, keys, causal) @ value
     else:

@@ -45,9 +45,10 @@ def test_no_dropout_is_none():
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("drop", [0.0, 0.3])
-def test_attention_is_the_formula(monkeypatch, dtype, causal, padded, biased, drop):
+@pytest.mark.parametrize(("drop", "copied"), [(0.0, 10), (0.0, 9), (0.3, 10)])
+def test_attention_is_the_formula(monkeypatch, dtype, causal, padded, biased, drop, copied):
     torch.manual_seed(3)
+    monkeypatch.setattr("speechssl.nn.attention.COPIED", copied)
     monkeypatch.setattr("speechssl.nn.attention.PIECE", 2 * 81)  # two heads of the three, then one
     heads = torch.randn(2, 9, 3, 3, 4).to(dtype).requires_grad_()
     query, key, value = heads.permute(2, 0, 3, 1, 4)
