@@ -12,7 +12,7 @@ from speechssl.nn.dropout import as_numbers, keep_mask
 from speechssl.nn.exporting import exporting
 
 PIECE = 2**20  # scores of a piece: so few that they stay in a CPU's cache from the first product to the second
-COPIED = 800  # frames from which on a CPU's fused kernel reads keys so often that copying them end to end pays
+COPIED = 1500  # frames from which on a CPU's fused kernel reads keys so often that copying them end to end pays
 
 
 def attend(heads: Tensor, keys: Tensor | None, dropout: float, causal: bool, bias: Tensor | None = None) -> Tensor:
