@@ -3,16 +3,18 @@
 import dataclasses
 
 import pytest
+import torch
 import yaml
 from tiny_run import KINDS, one_sentence, tiny_plain
 
 from speechssl.bench import peers, table
 from speechssl.bench.ours import made_up_batch
-from speechssl.bench.step import PEERS, Case, measure, waveforms
+from speechssl.bench.step import PEERS, Case, count_gflop, measure, waveforms
 from speechssl.build import build_objective
 from speechssl.cli.bench import parse_lengths
 from speechssl.config import Config, parse
 from speechssl.errors import UserError
+from speechssl.nn.frontend import WaveformConfig, build_feature_encoder
 
 
 @pytest.fixture
@@ -32,6 +34,19 @@ def test_the_parts_are_the_step(case):
     assert row["parameters"] == sum(p.numel() for p in objective.parameters())
     longer = measure(dataclasses.replace(case, seconds=(1.0, 1.4), steps=1))
     assert 1.5 < longer["gflop"] / row["gflop"] < 4
+
+
+def test_convolutions_count_as_what_they_are():
+    encoder = build_feature_encoder(WaveformConfig(dims=[64] * 3, kernels=[10, 3, 2], strides=[5, 2, 2], norm="layer"))
+    sound, frames = torch.randn(1, 20 * 800), [3200, 1600, 800]
+    forward, backward = 0, 0
+    for number, (count, kernel, channels) in enumerate(zip(frames, [10, 3, 2], [1, 64, 64], strict=True)):
+        product = 2 * count * kernel * channels * 64 / 1e9
+        forward, backward = forward + product, backward + (2 if number else 1) * product
+    with torch.no_grad():
+        assert count_gflop(lambda: encoder(sound)) == pytest.approx(forward, rel=0.05)
+    made = count_gflop(lambda: encoder(sound)[0].sum().backward())
+    assert made == pytest.approx(forward + backward, rel=0.05)
 
 
 @pytest.mark.parametrize("kind", KINDS)
