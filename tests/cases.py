@@ -183,7 +183,9 @@ CASES = {
     ),
     "cpc-modified": Case(
         lambda dropout: CPC(
-            CPCConfig(num_steps=2, num_negatives=6, negatives="speaker", heads="transformer", head_heads=2),
+            CPCConfig(
+                num_steps=2, num_negatives=6, negatives="speaker", heads="transformer", head_heads=2, head_ffn_dim=32
+            ),
             tiny_encoder("recurrent", dropout),
         ),
         earlier_frames,

@@ -21,7 +21,7 @@ from speechssl.surprise import Surprise, surprise, top_segments, write
 @torch.no_grad()
 def test_scores_against_loops(heads):
     torch.manual_seed(0)
-    objective = CPC(CPCConfig(num_steps=3, heads=heads, head_heads=2), tiny_encoder("recurrent"))
+    objective = CPC(CPCConfig(num_steps=3, heads=heads, head_heads=2, head_ffn_dim=32), tiny_encoder("recurrent"))
     shake(objective)
     encoded = objective.eval().encoder(torch.randn(1, 1500))
     latents, context = encoded.latents[0], encoded.hidden[0]

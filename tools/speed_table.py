@@ -6,7 +6,8 @@
 
 Each measurement is a process of its own, and the toolkits take turns, so what else the machine does falls on all alike.
 They get the same sizes, dropout (attention dropout too), masks, negatives and precision. `installed`: the allocator is
-as it comes; `tuned`: told to keep its pages, as ours tells itself.
+as it comes; `tuned`: told to keep its pages, as ours tells itself. fairseq, minimal_hubert and CPC_audio are imported
+from checkouts (`speechssl/bench/checkouts.py`); without them their lines say so.
 """
 
 from __future__ import annotations
@@ -69,22 +70,31 @@ def _small(name: str, **objective) -> Callable[[], Config]:
     return config
 
 
+def _cpc(heads: str) -> Callable[[], Config]:
+    """Modified CPC as CPC_audio has it, with negatives from all of the batch, as without a sampler by speaker."""
+    return lambda: load("cpc-modified", ["objective.negatives=batch", f"objective.heads={heads}"])
+
+
 def _rows() -> list[Row]:
     def transformers(precision: str, tuned: bool, wanted: float) -> Peer:
         return Peer("transformers", precision, tuned, wanted)
 
     base, small, ten = _preset("wav2vec2-base"), _preset("wav2vec2-small"), (10.0,)
     bf16_base = (transformers("bf16", True, 1.45), transformers("fp32", False, 3.6))
+    fp32_small = (transformers("fp32", True, 2.5), transformers("fp32", False, 4.5))
     bf16_small = (transformers("bf16", True, 2.5), transformers("fp32", False, 7.0))
+    hubert = tuple(Peer(toolkit, "fp32", True, 2.3) for toolkit in ("torchaudio", "minimal_hubert"))
     ctc = _small("ctc-10min", freeze_encoder_updates=0)
     return [
         Row("base-fp32", base, ten * 4, "fp32", (transformers("fp32", True, 1.45), transformers("fp32", False, 2.0))),
         Row("base-bf16", base, ten * 4, "bf16", bf16_base),
-        Row("small-fp32", small, ten * 8, "fp32", (transformers("fp32", True, 2.5), transformers("fp32", False, 4.5))),
+        Row("small-fp32", small, ten * 8, "fp32", (*fp32_small, Peer("fairseq", "fp32", True, 1.9))),
         Row("small-bf16", small, ten * 8, "bf16", bf16_small),
         Row("var-fp32", small, VARIED, "fp32", (transformers("fp32", True, 3.0),)),
         Row("var-bf16", small, VARIED, "bf16", (transformers("bf16", True, 4.2),)),
-        Row("hubert-small", _small("hubert-base-2"), ten * 8, "fp32", (Peer("torchaudio", "fp32", True, 2.3),)),
+        Row("hubert-small", _small("hubert-base-2"), ten * 8, "fp32", hubert),
+        Row("cpc-linear", _cpc("linear"), (1.28,) * 8, "fp32", (Peer("cpc_audio", "fp32", True, 2.0),)),
+        Row("cpc-transformer", _cpc("transformer"), (1.28,) * 8, "fp32", (Peer("cpc_audio", "fp32", True, 2.0),)),
         Row("ctc-small", ctc, ten * 4, "fp32", (transformers("fp32", True, 1.3),)),
         Row("encode-60-fp32", base, (60.0,), "fp32", (transformers("fp32", True, 1.1),), encode=True),
         Row("encode-60-bf16", base, (60.0,), "bf16", (transformers("bf16", True, 1.1),), encode=True),

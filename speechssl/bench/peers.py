@@ -26,7 +26,7 @@ def transformers(case: Case, device: str) -> Candidate:
     except ImportError:
         raise UserError("transformers is not installed (pip install transformers).") from None
     objective = build_objective(case.resolved())
-    _check(objective, "transformers", ("wav2vec2", "ctc"), any_task=case.encode)
+    check_known(objective, "transformers", ("wav2vec2", "ctc"), any_task=case.encode)
     if case.encode:
         return _encoding(transformers.Wav2Vec2Model(transformers_config(objective)), case, device)
     if objective.config.name == "ctc":
@@ -34,7 +34,7 @@ def transformers(case: Case, device: str) -> Candidate:
     return _pretraining(transformers.Wav2Vec2ForPreTraining(transformers_config(objective)), objective, case, device)
 
 
-def _check(objective, toolkit: str, names: tuple[str, ...], *, any_task: bool = False) -> None:
+def check_known(objective, toolkit: str, names: tuple[str, ...], *, any_task: bool = False) -> None:
     context = objective.encoder.config
     known = any_task or objective.config.name in names
     if not known or context.feature_encoder.name != "waveform" or context.context.name != "transformer":
@@ -162,7 +162,7 @@ def torchaudio_hubert(case: Case, device: str) -> Candidate:
     from torchaudio.models import hubert_pretrain_model
 
     objective = build_objective(case.resolved())
-    _check(objective, "torchaudio", ("hubert",))
+    check_known(objective, "torchaudio", ("hubert",))
     numbers, context = objective.config, objective.encoder.config
     features: Any = context.feature_encoder
     body: Any = context.context

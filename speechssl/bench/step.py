@@ -24,6 +24,9 @@ PEERS = {
     "ours": "speechssl.bench.ours:ours",
     "transformers": "speechssl.bench.peers:transformers",
     "torchaudio": "speechssl.bench.peers:torchaudio_hubert",
+    "fairseq": "speechssl.bench.checkouts:fairseq",
+    "cpc_audio": "speechssl.bench.checkouts:cpc_audio",
+    "minimal_hubert": "speechssl.bench.checkouts:minimal_hubert",
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -12,7 +12,9 @@ def bench(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Numbers to change.")] = None,
     seconds: Annotated[str, typer.Option(help="Lengths of the utterances, 10x8 or 6.5,8,15; default: a batch.")] = "",
     precision: Annotated[list[str] | None, typer.Option(help="fp32, bf16, fp16; several: give it again.")] = None,
-    against: Annotated[list[str] | None, typer.Option(help="Toolkits beside ours: transformers, torchaudio.")] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(help="Toolkits beside ours: transformers, torchaudio, fairseq, ...")
+    ] = None,
     tuned: Annotated[bool, typer.Option(help="Let the peers' allocator keep its pages, as ours does.")] = True,
     rounds: Annotated[int, typer.Option(min=1, help="Times that the toolkits take turns.")] = 2,
     steps: Annotated[int, typer.Option(min=1, help="Timed steps in a turn.")] = 3,

@@ -37,6 +37,7 @@ class CPCConfig:
     hard_pool: int = 0  # 0: uniform; n: the num_negatives nearest to the target of n times as many uniform ones
     heads: Literal["linear", "transformer"] = "linear"
     head_heads: int = 8  # attention heads of a Transformer head
+    head_ffn_dim: int = 2048  # between its two linear maps, whatever the context's dim
 
     def __post_init__(self):
         if self.hard_pool < 0:
@@ -46,10 +47,10 @@ class CPCConfig:
 class TransformerHead(nn.Module):
     """A one-layer causal Transformer and a linear map: (B, F, D) -> (B, F, C)."""
 
-    def __init__(self, dim: int, num_heads: int, dim_out: int):
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, dim_out: int):
         super().__init__()
         config = TransformerConfig(
-            dim=dim, num_heads=num_heads, ffn_dim=4 * dim, num_layers=1, position_groups=1, norm_first=True
+            dim=dim, num_heads=num_heads, ffn_dim=ffn_dim, num_layers=1, position_groups=1, norm_first=True
         )
         self.block = Block(config, causal=True)
         self.out = nn.Linear(dim, dim_out, bias=False)
@@ -74,7 +75,7 @@ class CPC(Objective):
             self.heads = nn.ModuleList([nn.Linear(dim, channels * config.num_steps, bias=False)])  # all W_k in one
         else:
             self.heads = nn.ModuleList(
-                TransformerHead(dim, config.head_heads, channels) for _ in range(config.num_steps)
+                TransformerHead(dim, config.head_heads, config.head_ffn_dim, channels) for _ in range(config.num_steps)
             )
         self.min_frames = config.num_steps + 1
         if config.negatives == "speaker":

@@ -17,7 +17,7 @@ HEADS = pytest.mark.parametrize("heads", ["linear", "transformer"])
 
 def model(**numbers) -> CPC:
     torch.manual_seed(3)
-    config = CPCConfig(**({"num_steps": STEPS, "num_negatives": N, "head_heads": 2} | numbers))
+    config = CPCConfig(**({"num_steps": STEPS, "num_negatives": N, "head_heads": 2, "head_ffn_dim": 32} | numbers))
     objective = CPC(config, tiny_encoder("recurrent"))
     shake(objective)
     return objective

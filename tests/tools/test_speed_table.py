@@ -48,15 +48,15 @@ def test_toolkits_take_turns_and_a_table_is_made(machine, monkeypatch, capsys, t
 
 def test_what_is_done_is_not_measured_again(machine, monkeypatch, capsys, tmp_path):
     calls, failing = machine
-    failing.add("torchaudio")
+    failing.add("transformers")
     file = tmp_path / "a.jsonl"
-    out = run(monkeypatch, capsys, file, "--only", "hubert-small", "--rounds", 1)
-    assert "| hubert-small | torchaudio fp32 tuned | torchaudio fails. |" in out
+    out = run(monkeypatch, capsys, file, "--only", "var-fp32", "--rounds", 1)
+    assert "| var-fp32 | transformers fp32 tuned | transformers fails. |" in out
     file.write_text(file.read_text().splitlines()[0] + "\n")  # as if stopped between the two
     calls.clear()
     failing.clear()
-    out = run(monkeypatch, capsys, file, "--only", "hubert-small", "--rounds", 1)
-    assert calls == [("torchaudio", "fp32", True)]
+    out = run(monkeypatch, capsys, file, "--only", "var-fp32", "--rounds", 1)
+    assert calls == [("transformers", "fp32", True)]
     assert "3.00 x" in out
 
 
