@@ -23,6 +23,12 @@ def model(**numbers) -> CPC:
     return objective
 
 
+def test_transformer_heads_are_as_wide_inside_as_published():
+    assert CPCConfig().head_ffn_dim == 2048
+    for head in model(heads="transformer", head_ffn_dim=48).heads:
+        assert (head.block.ffn_in.out_features, head.block.ffn_out.in_features) == (48, 48)
+
+
 def batch_of_three(**numbers):
     return tiny_batch(3000, 2000, 1200, speakers=[4, 7, 4], **numbers)
 
