@@ -74,12 +74,77 @@ def test_from_nothing_to_a_table_and_nothing_twice(tmp_path):
     assert "already" in second.stdout
 
 
-def run_recipe(folder: Path) -> subprocess.CompletedProcess:
-    """The recipe with the interpreter that runs this test."""
-    bin_folder = str(Path(sys.executable).parent)
+# In place of the verbs: what was asked is written down; a fine-tuning waits until another has begun.
+VERB = """#!/usr/bin/env bash
+echo "$*" >> {folder}/asked
+[ "$1" = finetune ] || exit 0
+run=$(basename "${{@: -2:1}}") begun={folder}/begun
+mkdir -p "$begun" && touch "$begun/$run"
+echo "threads $OMP_NUM_THREADS"
+for _ in {{1..200}}; do [ "$(ls "$begun" | wc -l)" -gt 1 ] && break; sleep 0.1; done
+[ "$(ls "$begun" | wc -l)" -gt 1 ] || {{ echo "alone"; exit 3; }}
+[[ $run != broken* ]]
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    """A folder with a preset of four systems and stand-ins for what the recipe calls."""
+    conf = CONF.replace("(pretrained)", "(one two)").replace("dev_manifest=$manifests/dev.jsonl", "dev_manifest=")
+    (tmp_path / "mine.conf").write_text(conf.format(folder=tmp_path) + "seeds=${seeds:-1 2}\n")
+    (tmp_path / "bin").mkdir()
+    for name in ("speechssl", "python"):
+        file = tmp_path / "bin" / name
+        file.write_text(VERB.format(folder=tmp_path))
+        file.chmod(0o755)
+    return tmp_path
+
+
+def test_systems_side_by_side_are_each_done_once(stand_in):
+    done = run_recipe(stand_in, "--stage", "5", "--jobs", "2", bin_folder=stand_in / "bin")
+    assert done.returncode == 0, done.stdout + done.stderr
+    asked = [line.split() for line in (stand_in / "asked").read_text().splitlines()]
+    systems = [f"{name}-seed{seed}" for name in ("one", "two") for seed in (1, 2)]
+    assert sorted(words[-2].split("/")[-1] for words in asked if words[0] == "finetune") == systems
+    assert sorted(words[1].split("/")[-1] for words in asked if words[0] == "decode") == systems
+    assert sum(words[0] == "score" for words in asked) == len(systems)
+    assert sum(words[0] in ("pretrain", "report") for words in asked) == 2
+    assert asked[0][0] == "pretrain"
+    assert asked[-1][0] == "report"
+    assert "one-seed1: threads 1\n" in done.stdout
+
+
+def test_a_broken_system_does_not_stop_the_one_beside_it(stand_in):
+    conf = stand_in / "mine.conf"
+    conf.write_text(conf.read_text().replace("(one two)", "(one broken)"))
+    done = run_recipe(stand_in, "--stage", "6", "--jobs", "2", "--seeds", "1", bin_folder=stand_in / "bin")
+    assert done.returncode == 1
+    assert "not every system is done" in done.stderr
+    asked = (stand_in / "asked").read_text()
+    assert "one-seed1/score" in asked
+    assert "broken-seed1/score" not in asked
+    assert "report" not in asked
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--systems", "three-seed1"], "no system 'three-seed1'; choose from: one-seed1 two-seed1 one-seed2 two-seed2"),
+        (["--jobs", "none"], "--jobs needs a number of 1 or more, not 'none'"),
+    ],
+)
+def test_what_the_recipe_refuses(stand_in, options, said):
+    done = run_recipe(stand_in, "--stage", "6", *options, bin_folder=stand_in / "bin")
+    assert done.returncode == 2
+    assert done.stderr == f"error: {said}\n"
+    assert not (stand_in / "asked").exists()
+
+
+def run_recipe(folder: Path, *options: str, bin_folder: Path = Path(sys.executable).parent):
+    """The recipe with the interpreter that runs this test, or with other programs."""
     env = {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [ROOT / "recipes/librispeech/run.sh", "--preset", folder / "mine.conf", "--data", folder / "data"]
-    command += ["--exp", folder / "exp"]
+    command += ["--exp", folder / "exp", *options]
     return subprocess.run(command, capture_output=True, text=True, env=env, timeout=400, check=False)
 
 

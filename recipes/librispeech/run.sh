@@ -14,20 +14,24 @@
 #   --folds all        all six, one after the other, then one table of them with means and intervals
 #   --seeds 1,2,3      seeds of fine-tuning: each system once with each, then means and intervals (default: the preset's)
 #   --stage N, --stop-stage M   from and to which stage         (default: 1 to 10)
+#   --systems A,B      some of the preset's systems, with -seedK at the end where it has seeds       (default: all)
+#   --jobs N           so many systems are fine-tuned, decoded and scored at a time, each with its share of the cores
+#                      (default: 1; demo and demo-raw: 2)
 #   --launch CMD       how training starts; several GPUs: "accelerate launch -m"       (default: "python -m")
 # Stages: 1 data, 2 manifests, 3 labelled split, 4 vocabulary, 5 pretrain, 6 fine-tune, 7 decode, 8 score, 9 table,
 # 10 page: curves, scores, utterances to listen to, masks, embeddings; one HTML file
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 tools=$here/../../tools
-preset= data=data exp= labels=10min fold=0 folds= seeds= stage=1 stop_stage=10 launch=
+preset= data=data exp= labels=10min fold=0 folds= seeds= only= jobs= stage=1 stop_stage=10 launch=
 given=("$@")
 while [ $# -gt 0 ]; do
   case $1 in
-    --preset|--data|--exp|--labels|--fold|--folds|--seeds|--stage|--stop-stage|--launch)
+    --preset|--data|--exp|--labels|--fold|--folds|--seeds|--systems|--jobs|--stage|--stop-stage|--launch)
       [ $# -gt 1 ] || { echo "error: $1 needs a value" >&2; exit 2; }
-      name=${1#--}; printf -v "${name//-/_}" %s "$2"; shift 2;;
-    -h|--help) sed -n '2,23s/^# \{0,1\}//p' "$0"; exit 0;;
+      name=${1#--}; [ "$name" != systems ] || name=only
+      printf -v "${name//-/_}" %s "$2"; shift 2;;
+    -h|--help) sed -n '2,26s/^# \{0,1\}//p' "$0"; exit 0;;
     *) echo "error: unknown option '$1'; see --help" >&2; exit 2;;
   esac
 done
@@ -68,6 +72,15 @@ if [ -n "$seeds" ]; then   # a folder for each system and seed
   for seed in ${seeds//,/ }; do seeded+=("${systems[@]/%/-seed$seed}"); done
   systems=("${seeded[@]}")
 fi
+if [ -n "$only" ]; then
+  for system in ${only//,/ }; do
+    [[ " ${systems[*]} " = *" $system "* ]] || {
+      echo "error: no system '$system'; choose from: ${systems[*]}" >&2; exit 2; }
+  done
+  IFS=, read -ra systems <<< "$only"
+fi
+jobs=${jobs:-1}
+[[ $jobs =~ ^[1-9][0-9]*$ ]] || { echo "error: --jobs needs a number of 1 or more, not '$jobs'" >&2; exit 2; }
 [ -z "$dev_manifest" ] || validate=(--valid "$dev_manifest")
 
 if stage_is_due 1 "data"; then prepare_data; fi
@@ -84,6 +97,15 @@ if stage_is_due 5 "pretrain"; then
   fi
   run $launch speechssl pretrain --preset "$pretrain_preset" --train "$pretrain_manifest" "${validate[@]}" \
     -o "$exp/pretrain" "${warm[@]}" "${pretrain_numbers[@]}"
+fi
+if [ "$jobs" -gt 1 ] && [ "$stage" -le 8 ] && [ "$stop_stage" -ge 6 ]; then   # stages 6 to 8, by this script for each system
+  threads=${OMP_NUM_THREADS:-$(( ($(nproc) + jobs - 1) / jobs ))}
+  # The prefix comes from a sed that outlives a signal to all, so that a run can say its last words.
+  printf '%s\n' "${systems[@]}" | OMP_NUM_THREADS=$threads xargs -P "$jobs" -I{} bash -o pipefail -c \
+    '"$@" 2>&1 | (trap "" INT TERM; sed -u "s/^/{}: /")' _ "$0" "${given[@]}" --folds "" --systems {} --jobs 1 \
+    --stage "$((stage > 6 ? stage : 6))" --stop-stage "$((stop_stage < 8 ? stop_stage : 8))" || {
+      echo "error: not every system is done, see above; what is done stays, and the same command goes on" >&2; exit 1; }
+  stage=9
 fi
 if stage_is_due 6 "fine-tune"; then
   for system in "${systems[@]}"; do fine_tune "${system%-seed*}"; done
