@@ -10,6 +10,7 @@ from tiny_run import RATE, ROOT, WORDS, make_corpus, one_sentence, speech, tiny_
 
 from speechssl import cli
 from speechssl.config import presets
+from speechssl.errors import REQUEUE
 
 
 def test_help_of_every_verb(command):
@@ -35,6 +36,20 @@ def test_help_does_not_import_torch():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "pretrain" in done.stdout
+
+
+def test_a_signal_before_the_first_update_is_seen_by_no_import():
+    """As an exception it came up inside one, and was a trace instead of a wish to be started again."""
+    code = (
+        "import os, signal, time\n"
+        "from speechssl.cli import train\n"
+        "train._may_be_started_again()\n"
+        "print('before')\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(20)\n"
+        "except BaseException as error:\n    print('caught', repr(error))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (REQUEUE, "before\n", "")
 
 
 def test_as_a_module():

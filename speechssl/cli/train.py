@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -180,7 +183,9 @@ def _may_be_started_again() -> None:
     """A scheduler's signal before the first update finds nothing to save: leave at once, and ask for another start."""
 
     def leave(number, frame) -> None:
-        raise SystemExit(REQUEUE)
+        with contextlib.suppress(RuntimeError):  # the signal came while something was printed
+            sys.stdout.flush()
+        os._exit(REQUEUE)  # an exception may come up inside an import, where somebody catches it or trips over it
 
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, leave)
