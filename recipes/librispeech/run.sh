@@ -45,7 +45,7 @@ split=$labels
 tuned=$exp/$split   # where fine-tuned systems go
 
 run() { echo "+ $*"; "$@"; }
-stage_is_due() { [ "$stage" -le "$1" ] && [ "$1" -le "$stop_stage" ] && echo "== stage $1: $2"; }
+stage_is_due() { [ "$stage" -le "$1" ] && [ "$1" -le "$stop_stage" ] && echo "== stage $1: $2 (after $SECONDS s)"; }
 if [ -n "$folds" ]; then   # this very script for each fold; what they share is done once
   [ "$folds" = all ] && [ "$labels" = 10min ] || { echo "error: --folds all, and only with --labels 10min" >&2; exit 2; }
   for fold in 0 1 2 3 4 5; do "$0" "${given[@]}" --folds "" --fold "$fold"; done
