@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 import soundfile
 import yaml
 from tiny_run import RATE, ROOT, WORDS, make_corpus, one_sentence, speech, tiny_plain
@@ -36,6 +37,30 @@ def test_help_does_not_import_torch():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "pretrain" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["manifest", "folder", "{sound}", "-o", "{new}", "-j", "1"],
+        ["manifest", "join", "{manifest}", "-o", "{new}"],
+        ["vocab", "{manifest}", "-o", "{new}"],
+    ],
+)
+def test_what_is_done_before_training_does_not_import_torch(verb, tmp_path):
+    """It takes seconds to load, in each process that listens to the recordings too."""
+    corpus = make_corpus(tmp_path / "sound")
+    places = {"sound": corpus.manifest.parent, "manifest": corpus.manifest, "new": tmp_path / "new"}
+    code = (
+        "import sys\n"
+        "from speechssl.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "sys.exit('imported torch' if 'torch' in sys.modules else 0)"
+    )
+    command = [sys.executable, "-c", code, *(word.format(**places) for word in verb)]
+    done = subprocess.run(command, cwd=ROOT, timeout=60, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("new*"))
 
 
 def test_a_signal_before_the_first_update_is_seen_by_no_import():

@@ -1,4 +1,7 @@
-"""Decodes just the needed segment of a file, mixes to mono, resamples. soundfile reads, torchaudio resamples."""
+"""Decodes just the needed segment of a file, mixes to mono, resamples. soundfile reads, torchaudio resamples.
+
+torch is imported where a waveform becomes a tensor: it takes seconds to load, and a manifest is made without.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,16 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 from math import gcd
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import soundfile
-import torch
-from torch import Tensor
 
 from speechssl.data.manifest import Utterance
 from speechssl.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 TRANSIENT = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.ENOTCONN}
@@ -47,6 +51,8 @@ def read_waveform(utterance: Utterance, sample_rate: int, *, first: int = 0, cou
     Raises:
         AudioError: unreadable, shorter than its manifest says, or not finite.
     """
+    import torch
+
     total = utterance.length_at(sample_rate)
     count = total - first if count is None else count
     rate = utterance.sample_rate
@@ -79,8 +85,10 @@ def resample(waveform: Tensor, source: int, target: int) -> Tensor:
         return waveform
     divisor = gcd(source, target)
     wanted = -(-len(waveform) * target // source)
+    from torch.nn.functional import pad
+
     # torchaudio works out the length of its result in single precision, which may come out short: give it some silence.
-    longer = torch.nn.functional.pad(waveform, (0, 4 * source // divisor))
+    longer = pad(waveform, (0, 4 * source // divisor))
     return _resampler(source // divisor, target // divisor)(longer)[:wanted]
 
 
@@ -98,7 +106,9 @@ def _resampler(source: int, target: int):
 
 def normalize(waveform: Tensor) -> Tensor:
     """Zero mean and unit variance over time, as wav2vec 2.0 normalises its input."""
-    return torch.nn.functional.layer_norm(waveform, waveform.shape[-1:], eps=QUIET)
+    from torch.nn.functional import layer_norm
+
+    return layer_norm(waveform, waveform.shape[-1:], eps=QUIET)
 
 
 def open_audio(utterance: Utterance) -> soundfile.SoundFile:

@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import numpy as np
 import soundfile
-import torch
 
 from speechssl.data.audio import AudioError, open_audio, resample
 from speechssl.data.manifest import Manifest, Utterance
@@ -200,6 +199,7 @@ def _cut_quietest(span: Span, level: np.ndarray, longest: int) -> Iterator[Span]
 
 def silero_spans(samples: np.ndarray, rate: int, longest: int) -> list[Span]:
     """Speech by silero-vad, a small network whose weights come with its wheel. It hears 16 kHz."""
+    import torch
     from silero_vad import get_speech_timestamps
 
     found = get_speech_timestamps(

@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from speechssl.data.audio import AudioError, read_waveform
 from speechssl.data.manifest import Manifest, ManifestError, Utterance
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUFFIX = ".npy"
 
@@ -55,6 +57,8 @@ def open_series(path: str | os.PathLike[str]) -> np.ndarray:
 
 def cut(array: np.ndarray, start: int, stop: int, name: str) -> Tensor:
     """Steps `start` to `stop` of a series (C, T), in float32. Raises AudioError if one is not finite."""
+    import torch  # where a series becomes a tensor: see `speechssl.data.audio`
+
     with np.errstate(over="ignore"):  # what is too large for float32 is found below
         values = torch.from_numpy(np.array(array[:, start:stop].T, dtype=np.float32, order="C"))
     if not torch.isfinite(values).all():
@@ -98,7 +102,9 @@ def standardize(series: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
 
 def normalize_series(series: Tensor) -> Tensor:
     """Zero mean and unit variance of each channel over time: (T,) or (T, C)."""
-    variance, mean = torch.var_mean(series.double(), dim=0, correction=0)
+    from torch import var_mean
+
+    variance, mean = var_mean(series.double(), dim=0, correction=0)
     return standardize(series, mean, variance)
 
 
