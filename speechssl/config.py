@@ -52,7 +52,7 @@ class DataConfig:
     max_seconds: float = 15.625  # longer ones are cropped (crop: true) or left out (crop: false)
     crop: bool = True  # crop each batch to its shortest utterance: no padding; false: whole utterances, padded
     seconds_per_batch: float = 87.5  # largest micro-batch on one device, padding included
-    workers: int = 2  # reader processes per training process
+    workers: int | None = None  # reader processes per training process; null: what suits the machine
     max_bad_share: float = 0.1  # a run stops when more than this share of what it asked for cannot be read
 
     def __post_init__(self):
@@ -63,7 +63,7 @@ class DataConfig:
             f"seconds_per_batch ({self.seconds_per_batch:g}) must hold an utterance of max_seconds "
             f"({self.max_seconds:g})",
         )
-        _require(self.workers >= 0, "workers must be 0 or more")
+        _require(self.workers is None or self.workers >= 0, "workers must be 0 or more")
         _require(0 <= self.max_bad_share <= 1, "max_bad_share is a share, from 0 to 1")
 
 

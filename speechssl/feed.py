@@ -15,7 +15,7 @@ from speechssl.batch import Batch
 from speechssl.config import Config
 from speechssl.data.audio import AudioError
 from speechssl.data.batching import stream
-from speechssl.data.dataset import SpeechDataset, load
+from speechssl.data.dataset import SpeechDataset, load, reader_processes
 
 
 class Feed:
@@ -44,6 +44,7 @@ class Feed:
         self.rounds = -(-self.micro_batches // world)
         self.request: tuple[int, np.ndarray] = (0, np.empty(0, dtype=np.int64))  # what is waited for
         self.asked, self.unread, self.waited = 0, 0, 0.0  # utterances and seconds, until somebody takes them
+        self.readers = reader_processes() if config.data.workers is None else config.data.workers
         self.named = set(_ids(folder / "left_out.jsonl"))
         self.problems: dict[str, str] = {}  # utterance -> sentence, until somebody takes them
         self._place = {"epoch": epoch, "batch": batch}
@@ -51,7 +52,7 @@ class Feed:
         self._batches = load(
             data,
             self._mine(),
-            workers=config.data.workers,
+            workers=self.readers,
             pin_memory=device.type == "cuda",
             timeout=config.train.stall_seconds,
         )

@@ -168,7 +168,7 @@ def validate(run: Run) -> None:
         run.model.unshard()  # type: ignore[operator]
     tally, problems = Tally(), dict[str, str]()
     timeout = run.config.train.stall_seconds
-    batches = load(valid, requests, workers=run.config.data.workers, timeout=timeout)
+    batches = load(valid, requests, workers=run.feed.readers, timeout=timeout)
     for number, loaded in zip(mine or [0], batches, strict=True):
         problems |= dict(zip(loaded.unread, loaded.problems, strict=True))
         if loaded.batch is None:

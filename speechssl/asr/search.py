@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import multiprocessing
-import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -21,6 +20,7 @@ from speechssl.asr.beam import BeamConfig, BeamDecoder, Hypothesis
 from speechssl.asr.flashlight import FlashlightDecoder
 from speechssl.asr.lexicon import Words, WordScorer, read_words
 from speechssl.asr.ngram import Ngram
+from speechssl.data.scan import cores
 from speechssl.data.tokens import Tokenizer
 from speechssl.errors import UserError
 
@@ -113,8 +113,7 @@ class Searchers:
     """
 
     def __init__(self, search: Search, *, jobs: int, utterances: int):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.jobs = max(1, min(jobs or cores, utterances // WORTH_A_PROCESS))
+        self.jobs = max(1, min(jobs or cores(), utterances // WORTH_A_PROCESS))
         self.pool = None
         search.decoder(search.decoding.config)  # says now what does not fit
         if self.jobs > 1:  # spawned: a fork would copy torch's threads in whatever state they are

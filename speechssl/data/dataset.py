@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from speechssl.data.audio import AudioError, normalize
 from speechssl.data.batching import crop_start, plan_epoch
 from speechssl.data.labels import classes, label_of
 from speechssl.data.manifest import Manifest, ManifestError
+from speechssl.data.scan import cores
 from speechssl.data.series import check_readable, is_series, normalize_series, read_samples
 from speechssl.data.tokens import Tokenizer
 from speechssl.data.units import Units, UnitsError
@@ -202,12 +204,14 @@ class SpeechDataset(Dataset):
 
 
 def load(
-    dataset: SpeechDataset, requests: Iterable, *, workers: int, pin_memory: bool = False, timeout: float = 0.0
+    dataset: SpeechDataset, requests: Iterable, *, workers: int | None, pin_memory: bool = False, timeout: float = 0.0
 ) -> Iterator[LoadedBatch]:
-    """Reads requests (epoch, indices) in order, ahead of time in `workers` processes.
+    """Reads requests (epoch, indices) in order, ahead of time in `workers` processes; None: `reader_processes`.
 
     With a timeout, in seconds, RuntimeError is raised when the processes take longer for a batch.
     """
+    if workers is None:
+        workers = reader_processes()
     if workers:
         _end_readers_at_exit()
     return iter(
@@ -222,6 +226,18 @@ def load(
             worker_init_fn=_leave_signals_to_the_trainer,
         )
     )
+
+
+def reader_processes() -> int:
+    """How many processes should read ahead for this one: all its cores but one beside a GPU, up to 8.
+
+    On a CPU one, and none where the one or two cores of this process all compute: a reader takes a core from a thread
+    that the others then wait for (docs/performance.md).
+    """
+    mine = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if torch.cuda.is_available():
+        return min(8, max(1, mine - 1))
+    return int(mine > 2 or torch.get_num_threads() < mine)
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:

@@ -180,6 +180,11 @@ def scan(corpus: Corpus, rules: Rules, *, jobs: int = 0, progress: bool = True) 
     return Manifest.of(kept), left_out
 
 
+def cores() -> int:
+    """Of the machine, or those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def parallel(function: Callable, items: Sequence, title: str, jobs: int = 0, progress: bool = True) -> Iterator:
     """Results of `function` (a picklable one) over `items`, in order, from spawned processes if there are many items.
 
@@ -188,7 +193,7 @@ def parallel(function: Callable, items: Sequence, title: str, jobs: int = 0, pro
     """
     if not items:
         return
-    jobs = jobs or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+    jobs = jobs or cores()
     console = Console(stderr=True)
     shown = functools.partial(track, description=title, total=len(items), console=console, disable=not progress)
     if jobs == 1 or len(items) < FEW:

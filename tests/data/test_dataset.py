@@ -8,9 +8,10 @@ import soundfile
 import torch
 from tiny_run import RATE, speech
 
+import speechssl.data.dataset as dataset_module
 from speechssl.config import DataConfig
 from speechssl.data.batching import crop_start, plan_epoch
-from speechssl.data.dataset import SpeechDataset, load, padded_batches
+from speechssl.data.dataset import SpeechDataset, load, padded_batches, reader_processes
 from speechssl.data.manifest import Manifest, ManifestError, Utterance
 from speechssl.data.tokens import Tokenizer
 
@@ -70,6 +71,36 @@ def test_readers_in_other_processes_give_the_same(manifest):
     assert [loaded.batch.ids for loaded in here] == [loaded.batch.ids for loaded in there]
     for left, right in zip(here, there, strict=True):
         assert torch.equal(left.batch.waveforms, right.batch.waveforms)
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "gpu", "local_world", "readers"),
+    [
+        (2, 2, False, "1", 0),  # both cores compute
+        (2, 1, False, "1", 1),
+        (1, 1, False, "1", 0),
+        (8, 8, False, "1", 1),
+        (8, 4, False, "4", 0),  # two cores for each of four processes
+        (2, 2, True, "1", 1),
+        (64, 32, True, "1", 8),
+        (64, 32, True, "16", 3),
+        (4, 1, True, "8", 1),
+    ],
+)
+def test_as_many_readers_as_suit_the_machine(monkeypatch, cores, threads, gpu, local_world, readers):
+    monkeypatch.setattr(dataset_module, "cores", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", local_world)
+    assert reader_processes() == readers
+
+
+def test_readers_are_chosen_where_nobody_says(manifest, monkeypatch):
+    dataset, asked = SpeechDataset(manifest, CROPPED, seed=3), []
+    requests = [(0, i) for i in plan_epoch(dataset.lengths, dataset.budget, seed=3, epoch=0, crop=True)]
+    monkeypatch.setattr(dataset_module, "reader_processes", lambda: asked.append(1) or 1)
+    assert len(list(load(dataset, requests, workers=None))) == len(requests)
+    assert asked == [1]
 
 
 # ------------------------------------------------------------------------------------------------- whole utterances
