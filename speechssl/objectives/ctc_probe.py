@@ -1,8 +1,6 @@
 """What a frozen encoder knows about letters: a learned sum of its layers, a small BiGRU and CTC (as in SUPERB).
 
-The encoder never learns, so the score says what pretraining put there and nothing else. Each channel of each layer has
-zero mean and unit variance over the utterance: half the energy of a trained layer may be a constant, with which the
-GRU learns several times more slowly, and the score would then say how large it is (RESULTS.md).
+The encoder never learns, so the score says what pretraining put there and nothing else.
 """
 
 from __future__ import annotations
@@ -18,7 +16,6 @@ from speechssl.nn.encoder import Encoder
 from speechssl.nn.frozen import FrozenLayers
 from speechssl.nn.heads import BiGRU, LayerSum, TokenHead
 from speechssl.nn.lengths import full_lengths
-from speechssl.nn.norms import channel_norm
 from speechssl.objectives.transcription import Transcription
 
 
@@ -64,6 +61,5 @@ class CTCProbe(Transcription):
             with torch.no_grad():
                 output = self.encoder(batch.waveforms, batch.lengths_or_none)
             layers, frames = output.layers[-self.encoder.num_alike :], full_lengths(output.hidden, output.lengths)
-        one, zero = layers[0].new_ones(()), layers[0].new_zeros(())
-        mixed = self.dropout(self.layer_sum([channel_norm(layer, frames, one, zero) for layer in layers]))
+        mixed = self.dropout(self.layer_sum(layers))
         return self.head(self.recurrent(mixed, frames), frames)
