@@ -81,12 +81,12 @@ def resample(waveform: Tensor, source: int, target: int) -> Tensor:
 
     Its kernel has source * target / gcd**2 numbers: see `is_odd_rate`.
     """
+    from torch.nn.functional import pad
+
     if source == target:
         return waveform
     divisor = gcd(source, target)
     wanted = -(-len(waveform) * target // source)
-    from torch.nn.functional import pad
-
     # torchaudio works out the length of its result in single precision, which may come out short: give it some silence.
     longer = pad(waveform, (0, 4 * source // divisor))
     return _resampler(source // divisor, target // divisor)(longer)[:wanted]
