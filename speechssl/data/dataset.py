@@ -229,14 +229,15 @@ def load(
 
 
 def reader_processes() -> int:
-    """How many processes should read ahead for this one: all its cores but one beside a GPU, up to 8.
+    """How many processes should read ahead for this one: all its cores but one beside a GPU, up to 4.
 
-    On a CPU one, and none where the one or two cores of this process all compute: a reader takes a core from a thread
-    that the others then wait for (docs/performance.md).
+    One keeps up with an H100 on paper (docs/scaling.md); resampling and slow disks want more. On a CPU one, and none
+    where the one or two cores of this process all compute: a reader takes a core from a thread that the others then
+    wait for (docs/performance.md).
     """
     mine = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if torch.cuda.is_available():
-        return min(8, max(1, mine - 1))
+        return min(4, max(1, mine - 1))
     return int(mine > 2 or torch.get_num_threads() < mine)
 
 

@@ -82,7 +82,7 @@ def test_readers_in_other_processes_give_the_same(manifest):
         (8, 8, False, "1", 1),
         (8, 4, False, "4", 0),  # two cores for each of four processes
         (2, 2, True, "1", 1),
-        (64, 32, True, "1", 8),
+        (64, 32, True, "1", 4),
         (64, 32, True, "16", 3),
         (4, 1, True, "8", 1),
     ],
