@@ -44,7 +44,7 @@ class Feed:
         self.rounds = -(-self.micro_batches // world)
         self.request: tuple[int, np.ndarray] = (0, np.empty(0, dtype=np.int64))  # what is waited for
         self.asked, self.unread, self.waited = 0, 0, 0.0  # utterances and seconds, until somebody takes them
-        self.readers = reader_processes() if config.data.workers is None else config.data.workers
+        self.readers = reader_processes(config.data.workers)
         self.named = set(_ids(folder / "left_out.jsonl"))
         self.problems: dict[str, str] = {}  # utterance -> sentence, until somebody takes them
         self._place = {"epoch": epoch, "batch": batch}

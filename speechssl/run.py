@@ -319,7 +319,7 @@ def _greeting(run: Run, resumes: bool, taken: list[str]) -> list[str]:
     advice = f"; {idle} of {places} micro-batch places are idle, choose seconds_per_batch to fill them"
     return [
         f"{config.name or config.objective['name']}: {origin}; {size:.2f} M parameters",
-        f"data: {len(data)} utterances, {hours:.2f} h{left_out}; {feed.readers} reader processes",
+        f"data: {len(data)} utterances, {hours:.2f} h{left_out}; reader processes: {feed.readers}",
         f"device: {feed.device} x {feed.world}{' (FSDP)' if run.divided else ''}, {config.train.precision}; "
         f"{feed.micro_batches} micro-batches of {config.data.seconds_per_batch:g} s per update{advice if idle else ''}",
     ]

@@ -99,7 +99,8 @@ if stage_is_due 5 "pretrain"; then
     -o "$exp/pretrain" "${warm[@]}" "${pretrain_numbers[@]}"
 fi
 if [ "$jobs" -gt 1 ] && [ "$stage" -le 8 ] && [ "$stop_stage" -ge 6 ]; then   # stages 6 to 8, by this script for each system
-  threads=${OMP_NUM_THREADS:-$(( ($(nproc) + jobs - 1) / jobs ))}
+  cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+  threads=${OMP_NUM_THREADS:-$(( (cores + jobs - 1) / jobs ))}
   # The prefix comes from a sed that outlives a signal to all, so that a run can say its last words.
   printf '%s\n' "${systems[@]}" | OMP_NUM_THREADS=$threads xargs -P "$jobs" -I{} bash -o pipefail -c \
     '"$@" 2>&1 | (trap "" INT TERM; sed -u "s/^/{}: /")' _ "$0" "${given[@]}" --folds "" --systems {} --jobs 1 \

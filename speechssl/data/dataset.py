@@ -206,12 +206,11 @@ class SpeechDataset(Dataset):
 def load(
     dataset: SpeechDataset, requests: Iterable, *, workers: int | None, pin_memory: bool = False, timeout: float = 0.0
 ) -> Iterator[LoadedBatch]:
-    """Reads requests (epoch, indices) in order, ahead of time in `workers` processes; None: `reader_processes`.
+    """Reads requests (epoch, indices) in order, ahead of time in as many processes as `reader_processes(workers)`.
 
     With a timeout, in seconds, RuntimeError is raised when the processes take longer for a batch.
     """
-    if workers is None:
-        workers = reader_processes()
+    workers = reader_processes(workers)
     if workers:
         _end_readers_at_exit()
     return iter(
@@ -228,13 +227,15 @@ def load(
     )
 
 
-def reader_processes() -> int:
-    """How many processes should read ahead for this one: all its cores but one beside a GPU, up to 4.
+def reader_processes(asked: int | None = None) -> int:
+    """How many processes should read ahead for this one: `asked`, or all its cores but one beside a GPU, up to 4.
 
     One keeps up with an H100 on paper (docs/scaling.md); resampling and slow disks want more. On a CPU one, and none
     where the one or two cores of this process all compute: a reader takes a core from a thread that the others then
     wait for (docs/performance.md).
     """
+    if asked is not None:
+        return asked
     mine = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if torch.cuda.is_available():
         return min(4, max(1, mine - 1))

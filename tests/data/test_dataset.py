@@ -93,14 +93,15 @@ def test_as_many_readers_as_suit_the_machine(monkeypatch, cores, threads, gpu, l
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", local_world)
     assert reader_processes() == readers
+    assert [reader_processes(asked) for asked in (0, 7)] == [0, 7]
 
 
 def test_readers_are_chosen_where_nobody_says(manifest, monkeypatch):
     dataset, asked = SpeechDataset(manifest, CROPPED, seed=3), []
     requests = [(0, i) for i in plan_epoch(dataset.lengths, dataset.budget, seed=3, epoch=0, crop=True)]
-    monkeypatch.setattr(dataset_module, "reader_processes", lambda: asked.append(1) or 1)
+    monkeypatch.setattr(dataset_module, "reader_processes", lambda workers: asked.append(workers) or 1)
     assert len(list(load(dataset, requests, workers=None))) == len(requests)
-    assert asked == [1]
+    assert asked == [None]
 
 
 # ------------------------------------------------------------------------------------------------- whole utterances
