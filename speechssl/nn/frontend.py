@@ -20,6 +20,8 @@ from speechssl.nn.exporting import exporting
 from speechssl.nn.lengths import conv_lengths, receptive_field
 from speechssl.nn.norms import channel_norm
 
+TYPICAL_LOG_MEL = (-9.0, 4.8)  # mean and deviation over all bins of some speech (windows of 25 ms, full scale 1)
+
 
 def _check_stack(dims, kernels, strides) -> None:
     if not len(dims) == len(kernels) == len(strides):
@@ -54,13 +56,19 @@ class WaveformConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LogMelConfig:
-    """Log-mel filterbank, normalised per utterance and bin, then convolutions with layer norm."""
+    """Log-mel filterbank, then convolutions with layer norm.
+
+    normalize: utterance: zero mean and unit variance per utterance and bin, which takes its level and colour away,
+    and with them much of who speaks; fixed: the same shift and scale for all, which keeps these (as COLA does,
+    Saeed et al. 2021) and needs no look at the whole utterance.
+    """
 
     name: Literal["logmel"] = "logmel"
     sample_rate: int = 16_000  # Hz, for the mel scale
     num_bins: int = 80
     window: int = 400  # samples
     hop: int = 160  # samples
+    normalize: Literal["utterance", "fixed"] = "utterance"
     dims: tuple[int, ...] = (192, 192)
     kernels: tuple[int, ...] = (3, 3)
     strides: tuple[int, ...] = (2, 2)
@@ -151,13 +159,16 @@ class LogMelEncoder(FeatureEncoder):
         )
 
     def log_mel(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """(B, T) -> (B, N, num_bins), zero mean and unit variance per utterance and bin over its valid windows."""
+        """(B, T) -> (B, N, num_bins), normalised as the config says; `utterance`: over an utterance's valid windows."""
         # A graph is made outside autocast, and cannot be read again with this inside.
         single = contextlib.nullcontext() if exporting() else torch.autocast(waveforms.device.type, enabled=False)
         with single, torch.no_grad():
             power = self._convolved_power(waveforms) if exporting() else self._power(waveforms.float())
             mel = (power @ self.bank + 1e-6).log()
             lengths = None if lengths is None else conv_lengths(lengths, self.kernels[:1], self.strides[:1])
+            if self.config.normalize == "fixed":
+                mean, deviation = TYPICAL_LOG_MEL
+                return (mel - mean) / deviation, lengths
             ones = torch.ones_like(mel[0, 0])
             return channel_norm(mel, lengths, ones, torch.zeros_like(ones)), lengths
 

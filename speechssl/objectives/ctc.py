@@ -5,13 +5,14 @@ Shapes: B utterances, F frames, D channels, V tokens with the blank at 0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from speechssl.batch import Batch
+from speechssl.nn.augment import Augment, AugmentConfig
 from speechssl.nn.encoder import Encoder
 from speechssl.nn.heads import TokenHead
 from speechssl.nn.lengths import full_lengths
@@ -31,6 +32,7 @@ class CTCConfig:
     time_mask_length: int = 10  # frames
     channel_mask_start_prob: float = 0.0039
     channel_mask_length: int = 64  # channels
+    augment: AugmentConfig = field(default_factory=AugmentConfig)  # while training; as published, all is off
     head_dropout: float = 0.0
     freeze_feature_encoder: bool = True
     freeze_encoder_updates: int = 10_000  # at first only the head learns
@@ -45,6 +47,7 @@ class CTC(Transcription):
 
     def __init__(self, config: CTCConfig, encoder: Encoder):
         super().__init__(config, encoder)
+        self.augment = Augment(config.augment)
         self.mask_embedding = nn.Parameter(torch.rand(encoder.dim))
         self.head = TokenHead(encoder.dim, config.vocab_size, config.symbols_per_frame, config.head_dropout)
         self.encoder_is_frozen = False
@@ -59,17 +62,20 @@ class CTC(Transcription):
 
     def log_probs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log probabilities (B, F * symbols_per_frame, V) and their lengths (B,); masked while training."""
-        latents, lengths = self.encoder.feature_encoder(batch.waveforms, batch.lengths_or_none)
+        waveforms, lengths = batch.waveforms, batch.lengths_or_none
+        if self.training and self.config.augment != AugmentConfig():
+            waveforms, lengths = self.augment(waveforms, batch.lengths)
+        latents, lengths = self.encoder.feature_encoder(waveforms, lengths)
         if self.config.freeze_feature_encoder:
             latents = latents.detach()
         projected, _ = self.encoder.project(latents)
         frames = full_lengths(projected, lengths)
         if self.training:
-            projected = self._augment(projected, frames)
+            projected = self._mask(self.augment.frames(projected, lengths), frames)
         hidden, _ = self.encoder.context(projected, lengths)
         return self.head(hidden, frames)
 
-    def _augment(self, projected: Tensor, frames: Tensor) -> Tensor:
+    def _mask(self, projected: Tensor, frames: Tensor) -> Tensor:
         """Time masks (by the mask embedding) and channel masks (by zero), as in wav2vec 2.0's fine-tuning."""
         config, (batch, size, dim) = self.config, projected.shape
         mask = span_mask(
@@ -84,3 +90,8 @@ class CTC(Transcription):
             device=projected.device,
         )
         return projected.masked_fill(channels[:, None], 0.0)
+
+    def impossible_targets(self, lengths: Tensor, tokens: list[list[int]]) -> list[int]:
+        if self.training:  # the fastest that `augment.speed` plays them
+            lengths = (lengths / (1 + self.config.augment.speed)).long()
+        return super().impossible_targets(lengths, tokens)

@@ -1,5 +1,8 @@
 """Feature encoders against torch's and torchaudio's own layers."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -72,8 +75,19 @@ def test_log_mel_is_torchaudios():
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_log_mel_of_silence_is_finite():
-    latents, _ = LogMelEncoder(SMALL_MEL)(torch.zeros(1, 4000))
+def test_fixed_normalisation_keeps_the_level_and_knows_no_neighbours():
+    encoder = LogMelEncoder(LogMelConfig(normalize="fixed"))
+    waveforms = torch.randn(1, 6000)
+    mel, _ = encoder.log_mel(waveforms)
+    louder, _ = encoder.log_mel(10 * waveforms)
+    torch.testing.assert_close(louder - mel, torch.full_like(mel, math.log(100) / 4.8), atol=1e-3, rtol=0)
+    first, _ = encoder.log_mel(waveforms[:, :3000])
+    torch.testing.assert_close(first, mel[:, : first.shape[1]])
+
+
+@pytest.mark.parametrize("normalize", ["utterance", "fixed"])
+def test_log_mel_of_silence_is_finite(normalize):
+    latents, _ = LogMelEncoder(replace(SMALL_MEL, normalize=normalize))(torch.zeros(1, 4000))
     assert latents.isfinite().all()
 
 
@@ -87,10 +101,13 @@ def test_frames_are_as_many_as_promised(make):
     assert encoder.frame_lengths(torch.tensor([field - 1, 5000])).tolist() == [0, encoder.frame_lengths(5000)]
 
 
-@pytest.mark.parametrize("kind", ["group", "layer", "utterance", "none", "logmel"])
+@pytest.mark.parametrize("kind", ["group", "layer", "utterance", "none", "logmel", "fixed logmel"])
 def test_what_lies_behind_the_end_does_not_matter(kind):
     """Not even noise there: a frame exists only where its whole receptive field is inside the utterance."""
-    encoder = LogMelEncoder(SMALL_MEL) if kind == "logmel" else WaveformEncoder(WaveformConfig(**STACK, norm=kind))
+    if "logmel" in kind:
+        encoder = LogMelEncoder(replace(SMALL_MEL, normalize="fixed" if kind == "fixed logmel" else "utterance"))
+    else:
+        encoder = WaveformEncoder(WaveformConfig(**STACK, norm=kind))
     shake(encoder)
     lengths = torch.tensor([6000, 4321, 3000])
     waveforms = torch.randn(3, 6000)

@@ -1,12 +1,14 @@
 """CTC fine-tuning and the CTC probe: loss, error rates, freezing, masks."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 from parity import shake
 from tiny import tiny_batch, tiny_encoder
 
+from speechssl.nn.augment import Augment, AugmentConfig
 from speechssl.nn.heads import ctc_loss
 from speechssl.objectives.ctc import CTC, CTCConfig
 from speechssl.objectives.ctc_probe import CTCProbe, CTCProbeConfig
@@ -54,7 +56,7 @@ def test_masks_cover_frames_with_the_embedding_and_channels_with_zero():
     objective = ctc(time_mask_start_prob=0.1, channel_mask_start_prob=0.05, channel_mask_length=4)
     projected = torch.randn(3, 40, 32)
     frames = torch.tensor([40, 25, 10])
-    changed = objective._augment(projected, frames)
+    changed = objective._mask(projected, frames)
     zero = (changed == 0).all(1)  # (B, D): channels that are masked
     assert 0 < zero.float().mean() < 1
     kept = changed == projected
@@ -63,6 +65,29 @@ def test_masks_cover_frames_with_the_embedding_and_channels_with_zero():
     covered = (masked | zero[:, None]).all(-1)
     assert covered.any()
     assert not covered[torch.arange(40) >= frames[:, None]].any(), "no mask on padding"
+
+
+def test_sound_is_changed_while_training_only():
+    batch = batch_of_three()
+    objective = ctc(**NO_MASKS, augment=AugmentConfig(speed=0.2, noise_prob=1.0))
+    plain = ctc(**NO_MASKS)
+    torch.testing.assert_close(objective.eval()(batch).loss, plain.eval()(batch).loss)
+    torch.manual_seed(5)
+    heard = objective.train().log_probs(batch)
+    torch.manual_seed(5)
+    changed, lengths = Augment(objective.config.augment)(batch.waveforms, batch.lengths)
+    assert lengths.tolist() != batch.lengths.tolist()
+    expected = plain.train().log_probs(replace(batch, waveforms=changed, lengths=lengths))
+    torch.testing.assert_close(heard, expected)
+
+
+def test_labels_must_fit_the_fastest_speed():
+    objective = ctc(augment=AugmentConfig(speed=0.25)).train()
+    frames = 10
+    samples = next(n for n in range(5000) if objective.encoder.frame_lengths(n) == frames)
+    lengths, tokens = torch.tensor([samples, int(1.3 * samples)]), [[2, 3] * (frames // 2)] * 2
+    assert objective.impossible_targets(lengths, tokens) == [0]
+    assert objective.eval().impossible_targets(lengths, tokens) == []
 
 
 # ------------------------------------------------------------------------------------------------------------- freezing
