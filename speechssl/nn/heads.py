@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.nn.lengths import zero_padding
-from speechssl.nn.steps import recurrent
+from speechssl.nn.steps import recurrent_pair
 
 
 class TokenHead(nn.Module):
@@ -55,8 +55,8 @@ class BiGRU(nn.Module):
         # Reversed within its own length, an utterance's padding stays behind it, where it cannot reach.
         index = lengths[:, None] - 1 - torch.arange(x.shape[1], device=x.device)
         index = torch.where(index >= 0, index, torch.arange(x.shape[1], device=x.device))[..., None]
-        ahead = recurrent(self.forwards, x)
-        behind = recurrent(self.backwards, x.gather(1, index.expand_as(x)))
+        inputs = x, x.gather(1, index.expand_as(x))
+        ahead, behind = recurrent_pair((self.forwards, self.backwards), inputs)
         behind = behind.gather(1, index.expand_as(behind))
         return zero_padding(torch.cat((ahead, behind), -1), lengths)
 

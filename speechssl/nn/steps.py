@@ -1,4 +1,4 @@
-"""Recurrent layers, and the same as a graph that holds for any number of frames.
+"""Recurrent layers: by torch, by hand on a CPU, or as a graph that holds for any number of frames.
 
 Shapes: B utterances, F frames, C channels in, D channels out.
 """
@@ -7,16 +7,35 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechssl.nn.exporting import exporting
+from speechssl.nn.gru import grus
 
 
 def recurrent(layer: nn.GRU | nn.LSTM, x: Tensor) -> Tensor:
     """(B, F, C) -> (B, F, D) by a layer of one direction, from a state of zeros."""
-    if not exporting():
-        return layer(x)[0]
+    if isinstance(layer, nn.GRU) and _by_hand(x):
+        return grus([layer], [x])[0]
+    return _step_by_step(layer, x) if exporting() else layer(x)[0]
+
+
+def recurrent_pair(layers: tuple[nn.GRU, nn.GRU], inputs: tuple[Tensor, Tensor]) -> list[Tensor]:
+    """Two layers of one size, each with its own input, at once where that is quicker."""
+    if _by_hand(inputs[0]):
+        return grus(layers, inputs)
+    return [recurrent(layer, x) for layer, x in zip(layers, inputs, strict=True)]
+
+
+def _by_hand(x: Tensor) -> bool:
+    """What is narrow under autocast is left to torch, and a graph cannot hold a loop over frames."""
+    narrow = torch.is_autocast_enabled("cpu") or x.dtype not in (torch.float32, torch.float64)
+    return x.device.type == "cpu" and not narrow and not torch.compiler.is_compiling() and not exporting()
+
+
+def _step_by_step(layer: nn.GRU | nn.LSTM, x: Tensor) -> Tensor:
     # torch would write a layer out frame by frame, for as many frames as the example has.
     from torch._higher_order_ops.scan import scan
 
