@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.progress import track
 
 from speechssl.data.audio import resample
+from speechssl.data.scan import cores
 from speechssl.errors import UserError
 
 VERSION = 1  # of the sentences, voices and rooms: raise it when the same arguments give other files
@@ -247,7 +248,7 @@ def make_corpus(folder: Path, *, minutes: dict[str, float], seed: int = 1, jobs:
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     context.set_forkserver_preload(PRELOADED)
-    with context.Pool(jobs or os.cpu_count(), maxtasksperchild=1) as pool:
+    with context.Pool(jobs or cores(), maxtasksperchild=1) as pool:
         results = pool.imap_unordered(write_speaker, tasks, chunksize=1)
         spoken = dict(track(results, "speaking", total=len(tasks), console=Console(stderr=True)))
     rows = [f"{s.id} | {s.sex} | {s.subset:<16} | {spoken[s.id]:5.2f} | {s.variant}, {s.accent}\n" for s in speakers]
