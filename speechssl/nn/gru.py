@@ -22,9 +22,9 @@ def grus(layers: Sequence[nn.GRU], inputs: Sequence[Tensor]) -> list[Tensor]:
     (B, F, C) -> (B, F, D) each, equal to `layer(x)[0]` to rounding. Cho et al. 2014 with torch's bias inside the reset
     gate's product.
     """
-    gates = [F.linear(x, layer.weight_ih_l0, layer.bias_ih_l0) for layer, x in zip(layers, inputs, strict=True)]
-    weight = torch.stack([layer.weight_hh_l0 for layer in layers])  # (N, 3 D, D)
-    bias = torch.stack([layer.bias_hh_l0 for layer in layers])[:, None]  # (N, 1, 3 D)
+    from_input, from_state, input_bias, state_bias = zip(*(layer.all_weights[0] for layer in layers), strict=True)
+    gates = [F.linear(*arguments) for arguments in zip(inputs, from_input, input_bias, strict=True)]
+    weight, bias = torch.stack(from_state), torch.stack(state_bias)[:, None]  # (N, 3 D, D), (N, 1, 3 D)
     outputs = _GRUs.apply(torch.stack(gates).permute(2, 0, 1, 3), weight, bias)  # (F, N, B, 3 D) -> (F, N, B, D)
     return list(outputs.permute(1, 2, 0, 3))
 
