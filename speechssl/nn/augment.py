@@ -2,9 +2,9 @@
 
 Shapes: B utterances, T samples, H samples of an impulse response, F frames, D channels. Crop, noise and gain take
 series (B, T, C) of several channels as well.
-Batched, on the device, without a loop over utterances. Padding is zero before and after, and never reaches an
-utterance: nothing is drawn from another's padding, and no tail is left behind an utterance's end. The functions change;
-`Augment` draws by how much.
+Batched, on the device; only a change of speed takes one utterance after the other. Padding is zero before and after,
+and never reaches an utterance: nothing is drawn from another's padding, and no tail is left behind an utterance's end.
+The functions change; `Augment` draws by how much.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from speechssl.nn.lengths import full_lengths, zero_padding
 from speechssl.nn.masking import channel_mask, span_mask
 from speechssl.nn.negatives import sample_negatives
 
-TAPS = 8  # samples that the resampling kernel reaches to either side
+HALF_WIDTH = 8  # zero crossings that the resampling kernel reaches to either side
 ROLLOFF = 0.95  # its cut-off, as a share of the lower of the two Nyquist frequencies
 SMALLEST_POWER = 1e-12  # mean square of what counts as silence
 
@@ -48,29 +48,25 @@ def beside(values: Tensor, waveforms: Tensor) -> Tensor:
     return values.view(-1, *[1] * (waveforms.dim() - 1))
 
 
-def change_speed(waveforms: Tensor, lengths: Tensor, factors: Tensor, slowest: float) -> tuple[Tensor, Tensor]:
-    """Resamples, so that tempo and pitch rise together, by a windowed sinc (Smith & Gossett 1984).
+def change_speed(waveforms: Tensor, lengths: Tensor, percents: Tensor, slowest: int) -> tuple[Tensor, Tensor]:
+    """Resamples, so that tempo and pitch rise together, by torchaudio's windowed sinc (Smith & Gossett 1984).
 
     Args:
         waveforms: (B, T), zero behind `lengths` (B,).
-        factors: (B,), how many times faster each utterance becomes; 1: unchanged up to the band limit.
-        slowest: a lower bound of the factors, known on the host.
+        percents: (B,), whole: 110 makes an utterance 1.1 times faster, 100 leaves it as it is. Such ratios have short
+            kernels, and resampling is a matrix product.
+        slowest: a lower bound of them.
 
     Returns:
-        (B, floor(T / slowest)) and lengths (B,) = floor(lengths / factors), in samples.
+        (B, floor(100 T / slowest)) and lengths (B,) = floor(100 lengths / percents), in samples.
     """
-    size = math.floor(waveforms.shape[1] / slowest)
-    place = torch.arange(size, device=waveforms.device) * factors.double()[:, None]  # in samples of the input
-    whole = place.long()
-    offset = (place - whole).to(waveforms.dtype)
-    cutoff = (ROLLOFF / factors.clamp(min=1.0)).to(waveforms.dtype)[:, None]
-    padded = torch.nn.functional.pad(waveforms, (TAPS, TAPS))
-    changed = torch.zeros_like(offset)
-    for tap in range(1 - TAPS, TAPS + 1):
-        distance = offset - tap
-        weight = cutoff * torch.sinc(cutoff * distance) * torch.cos(math.pi / 2 * distance / TAPS).square()
-        changed += weight * padded.gather(1, (whole + tap + TAPS).clamp(max=padded.shape[1] - 1))
-    lengths = (lengths / factors.double()).long()
+    from torchaudio.functional import resample
+
+    changed = waveforms.new_zeros(len(waveforms), waveforms.shape[1] * 100 // slowest)
+    for row, waveform, percent in zip(changed, waveforms, percents.tolist(), strict=True):
+        resampled = resample(waveform, percent, 100, lowpass_filter_width=HALF_WIDTH, rolloff=ROLLOFF)[: len(row)]
+        row[: len(resampled)] = resampled
+    lengths = lengths * 100 // percents
     return zero_padding(changed, lengths), lengths
 
 
@@ -155,7 +151,7 @@ class AugmentConfig:
     """
 
     sample_rate: int = 16_000  # Hz
-    speed: float = 0.0  # largest change of speed and pitch: 0.1 gives 0.9 to 1.1 times
+    speed: float = 0.0  # largest change of speed and pitch: 0.1 gives 0.9 to 1.1 times, in hundredths
     reverb_prob: float = 0.0
     reverb_seconds: tuple[float, float] = (0.2, 0.8)  # RT60
     reverb_ratio_db: tuple[float, float] = (0.0, 10.0)  # direct to reverberant energy
@@ -178,8 +174,8 @@ class AugmentConfig:
                 raise ValueError(f"{field.name} must be within 0 and 1")
             if isinstance(value, tuple) and value[0] > value[1]:
                 raise ValueError(f"{field.name} must be (low, high)")
-        if not 0 <= self.speed < 0.5:
-            raise ValueError("speed must be at least 0 and below 0.5")
+        if self.speed and not 0.01 <= self.speed < 0.5:
+            raise ValueError("speed must be 0, or at least 0.01 and below 0.5")
         if min(self.sample_rate, self.reverb_seconds[0], self.babble_voices, self.gain_db + 1) <= 0:
             raise ValueError("sample_rate, reverb_seconds, babble_voices must be positive, and gain_db not negative")
 
@@ -200,8 +196,9 @@ class Augment(nn.Module):
         """
         config = self.config
         if config.speed:
-            factors = self._uniform(lengths, (1 - config.speed, 1 + config.speed))
-            waveforms, lengths = change_speed(waveforms, lengths, factors, 1 - config.speed)
+            most = int(100 * config.speed + 1e-6)
+            percents = torch.randint(100 - most, 101 + most, lengths.shape, device=lengths.device)
+            waveforms, lengths = change_speed(waveforms, lengths, percents, 100 - most)
         if config.reverb_prob:
             rt60, ratio = self._uniform(lengths, config.reverb_seconds), self._uniform(lengths, config.reverb_ratio_db)
             size = math.ceil(config.reverb_seconds[1] * config.sample_rate)

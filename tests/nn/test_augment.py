@@ -74,21 +74,29 @@ def test_crop_starts_everywhere_alike():
 # --------------------------------------------------------------------------------------------------------------- speed
 
 
-@pytest.mark.parametrize("factor", [0.8, 0.9, 1.0, 1.1, 1.25])
-def test_speed_raises_the_pitch_and_shortens(factor):
+@pytest.mark.parametrize("percent", [80, 93, 100, 110, 125])
+def test_speed_raises_the_pitch_and_shortens(percent):
     waveform, lengths = tone(440, 8000)[None], torch.tensor([8000])
-    changed, found = augment.change_speed(waveform, lengths, torch.tensor([factor]), 0.8)
+    changed, found = augment.change_speed(waveform, lengths, torch.tensor([percent]), 80)
     assert changed.shape == (1, 10_000)
-    assert int(found) == int(8000 / np.float64(np.float32(factor)))
+    assert int(found) == 800_000 // percent
     inside = slice(50, int(found) - 50)
-    torch.testing.assert_close(changed[0, inside], tone(440 * factor, int(found))[inside], atol=0.01, rtol=0)
+    torch.testing.assert_close(changed[0, inside], tone(4.4 * percent, int(found))[inside], atol=0.01, rtol=0)
     assert not changed[0, int(found) :].any()
+
+
+def test_speed_is_drawn_from_whole_hundredths_within_its_bounds():
+    torch.manual_seed(1)
+    waveforms, lengths = torch.randn(500, 100), torch.full((500,), 100)
+    changed, found = Augment(AugmentConfig(speed=0.127))(waveforms, lengths)
+    assert changed.shape == (500, 100 * 100 // 88)
+    assert set(found.tolist()) == {100 * 100 // percent for percent in range(88, 113)}
 
 
 def test_speeding_up_leaves_no_aliases():
     """7.5 kHz would come out at 16 - 11.25 = 4.75 kHz."""
     waveform = (tone(7500, 8000) + tone(1000, 8000))[None]
-    changed, lengths = augment.change_speed(waveform, torch.tensor([8000]), torch.tensor([1.5]), 1.0)
+    changed, lengths = augment.change_speed(waveform, torch.tensor([8000]), torch.tensor([150]), 100)
     spectrum = torch.fft.rfft(changed[0, 100 : int(lengths) - 100] * torch.hann_window(int(lengths) - 200)).abs()
     hertz = torch.fft.rfftfreq(int(lengths) - 200, 1 / RATE)
     wanted, alias = (spectrum[(hertz - at).abs() < 50].max() for at in (1500, 4750))
@@ -246,6 +254,7 @@ def test_gradients_pass_the_masks():
         ({"noise_prob": 1.5}, "noise_prob must be within 0 and 1"),
         ({"noise_snr_db": (20.0, 5.0)}, "noise_snr_db must be"),
         ({"speed": 0.5}, "speed must be"),
+        ({"speed": 0.001}, "speed must be"),
         ({"reverb_seconds": (0.0, 0.3)}, "reverb_seconds"),
         ({"gain_db": -1.0}, "gain_db"),
     ],
