@@ -282,7 +282,7 @@ def main(
     minutes: Annotated[float, typer.Option(min=0.1, help="Of pretraining, for each.")] = 5.0,
     only: Annotated[list[str] | None, typer.Option(help="Some objectives or presets instead of all.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Of each word error rate.")] = 3,
-    probe_updates: Annotated[int, typer.Option(min=0, help="Of the frozen encoder's CTC head; 0: none.")] = 800,
+    probe_updates: Annotated[int, typer.Option(min=0, help="Of the frozen encoder's CTC head; 0: none.")] = 1000,
     tune_updates: Annotated[int, typer.Option(min=0, help="Of full fine-tuning, pretrained and scratch; 0: none.")] = 0,
 ) -> None:
     """One row per pretext task: error rates and accuracies of its encoder, beside random weights and log-mel."""
