@@ -1,6 +1,8 @@
 """What a frozen encoder knows about letters: a learned sum of its layers, a small BiGRU and CTC (as in SUPERB).
 
-The encoder never learns, so the score says what pretraining put there and nothing else.
+The encoder never learns, so the score says what pretraining put there and nothing else. A GRU soon knows minutes of
+labels by heart; played at a few speeds (Ko et al. 2015) they are more, and still every utterance is encoded only once
+for each.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from speechssl.batch import Batch
+from speechssl.nn.augment import change_speed
 from speechssl.nn.encoder import Encoder
 from speechssl.nn.frozen import FrozenLayers
 from speechssl.nn.heads import BiGRU, LayerSum, TokenHead
@@ -29,8 +32,11 @@ class CTCProbeConfig:
     symbols_per_frame: int = 1  # tokens that one encoder frame may spell
     dim: int = 128  # of the GRU, each direction
     dropout: float = 0.15  # of the GRU's input and output
+    speeds: tuple[int, ...] = ()  # while training an utterance is played at one of these, percent; () leaves it alone
 
     def __post_init__(self):
+        if self.speeds and not 50 <= min(self.speeds) <= max(self.speeds) <= 200:
+            raise ValueError("speeds must be within 50 and 200 (percent)")
         if self.vocab_size < 2:
             raise ValueError("vocab_size is not set; a vocabulary is needed (data.vocabulary, `speechssl vocab`)")
 
@@ -56,10 +62,24 @@ class CTCProbe(Transcription):
     def log_probs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log probabilities (B, F * symbols_per_frame, V) and their lengths (B,)."""
         if self.training:  # utterances come again: each is encoded once
-            layers, frames = self.frozen_layers(batch.waveforms, batch.lengths_or_none)
+            layers, frames = self.frozen_layers(*self._played(batch))
         else:
             with torch.no_grad():
                 output = self.encoder(batch.waveforms, batch.lengths_or_none)
             layers, frames = output.layers[-self.encoder.num_alike :], full_lengths(output.hidden, output.lengths)
         mixed = self.dropout(self.layer_sum(layers))
         return self.head(self.recurrent(mixed, frames), frames)
+
+    @torch.no_grad()
+    def _played(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Waveforms (B, T) at one of `speeds` each, and lengths (B,) in samples."""
+        if not self.config.speeds:
+            return batch.waveforms, batch.lengths_or_none
+        speeds = torch.tensor(self.config.speeds, device=batch.waveforms.device)
+        percents = speeds[torch.randint(len(speeds), batch.lengths.shape, device=speeds.device)]
+        return change_speed(batch.waveforms, batch.lengths, percents, min(self.config.speeds))
+
+    def impossible_targets(self, lengths: Tensor, tokens: list[list[int]]) -> list[int]:
+        if self.training:  # at the highest of `speeds`
+            lengths = lengths * 100 // max(self.config.speeds, default=100)
+        return super().impossible_targets(lengths, tokens)

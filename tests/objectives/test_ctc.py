@@ -150,6 +150,25 @@ def test_the_probe_leaves_its_encoder_alone():
     assert len(objective.layer_sum.weights) == encoder.num_layers + 1
 
 
+def test_the_probe_hears_a_few_speeds_and_encodes_each_once(monkeypatch):
+    torch.manual_seed(1)
+    encoder = tiny_encoder("group")
+    config = CTCProbeConfig(vocab_size=VOCAB, dim=8, dropout=0.0, speeds=(80, 125))
+    objective, batch, heard = CTCProbe(config, encoder).train(), batch_of_three(), []
+    monkeypatch.setattr(encoder, "forward", lambda x, plain=encoder.forward: heard.append(x.shape[1]) or plain(x))
+    for _ in range(12):
+        objective(batch)
+    assert sorted(heard) == sorted(length * 100 // percent for length in (3000, 2400, 1500) for percent in (80, 125))
+    monkeypatch.undo()
+    plain = CTCProbe(replace(config, speeds=()), encoder)
+    plain.load_state_dict(objective.state_dict())
+    torch.testing.assert_close(objective.eval()(batch).loss, plain.eval()(batch).loss)
+    samples = next(n for n in range(5000) if encoder.frame_lengths(n) == 10)
+    long_enough, labels = torch.tensor([samples, int(1.3 * samples)]), [[2, 3] * 5] * 2
+    assert objective.train().impossible_targets(long_enough, labels) == [0]
+    assert objective.eval().impossible_targets(long_enough, labels) == []
+
+
 def test_the_probe_runs_its_encoder_once_until_other_weights_come(monkeypatch):
     encoder = tiny_encoder("group")
     objective = CTCProbe(CTCProbeConfig(vocab_size=VOCAB, dim=8, dropout=0.0), encoder).train()
