@@ -47,10 +47,11 @@ class Saver:
         """
         self.settle()
         self.saved_at = time.monotonic()
-        if (self.folder / checkpoint.name_of(state.step)).exists():  # validation may just have saved it as the best
-            return
         in_background = not wait and checkpoint.num_bytes(state) < _free_memory() / 2
         snapshot = checkpoint.snapshot(state, self.config, copy=in_background, **self.arguments)
+        # Validation may just have saved it as the best. Asked only now: all processes gather a divided state together.
+        if (self.folder / checkpoint.name_of(state.step)).exists():
+            return
         self._thread = threading.Thread(target=self._write, args=(snapshot, best), name="checkpoint", daemon=True)
         self._thread.start()
         if not in_background:
