@@ -89,7 +89,9 @@ def start(config: Config, folder: Path) -> Run:
     valid = None
     if config.data.valid:
         keep = _measurable(config, tokenizer)
+        objective.eval()  # which hears every utterance at its own speed
         valid = read_dataset(config.data.valid, config, objective, tokenizer, keep=keep, say=say)
+        objective.train()
     if accelerator.is_main_process:
         _claim(config, folder)
     accelerator.wait_for_everyone()

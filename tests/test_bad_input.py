@@ -156,6 +156,17 @@ def test_a_label_longer_than_its_frames(command, corpus, preset, pretrained, tmp
     assert np.isfinite([line["loss"] for line in metrics(tmp_path / "run")]).all()
 
 
+def test_a_label_that_fits_but_for_the_speeds_of_training(command, corpus, preset, pretrained, tmp_path):
+    first, *others = corpus.utterances
+    letters = int(0.85 * ((first.num_samples - 85) // 80 + 1))  # for so many frames
+    tight = Utterance("tight", first.audio, first.num_samples, RATE, text=("one two " * letters)[:letters].strip())
+    manifest = manifest_of(tmp_path / "train.jsonl", [tight, *others])
+    path = preset(kind="ctc", objective={"augment": {"speed": 0.4}})
+    status, out, err = command(*finetune(path, pretrained, manifest, corpus, tmp_path), "--valid", manifest)
+    assert status == 0, err
+    assert out.count("1 of 10 transcripts are longer than their audio can spell") == 1, "validation plays it as it is"
+
+
 def test_only_labels_longer_than_their_frames(command, corpus, preset, pretrained, tmp_path):
     first = corpus.utterances[0]
     long = Utterance("too-much", first.audio, first.num_samples, RATE, text="one two three " * 20)

@@ -179,6 +179,12 @@ class AugmentConfig:
         if min(self.sample_rate, self.reverb_seconds[0], self.babble_voices, self.gain_db + 1) <= 0:
             raise ValueError("sample_rate, reverb_seconds, babble_voices must be positive, and gain_db not negative")
 
+    @property
+    def speed_percents(self) -> tuple[int, int]:
+        """The slowest and the fastest that `speed` plays an utterance."""
+        most = int(100 * self.speed + 1e-6)  # 100 * 0.29 is a little less than 29
+        return 100 - most, 100 + most
+
 
 class Augment(nn.Module):
     """Draws and applies the changes of `config`, anew for each utterance. It has no parameters and no gradients."""
@@ -196,9 +202,9 @@ class Augment(nn.Module):
         """
         config = self.config
         if config.speed:
-            most = int(100 * config.speed + 1e-6)
-            percents = torch.randint(100 - most, 101 + most, lengths.shape, device=lengths.device)
-            waveforms, lengths = change_speed(waveforms, lengths, percents, 100 - most)
+            slowest, fastest = config.speed_percents
+            percents = torch.randint(slowest, fastest + 1, lengths.shape, device=lengths.device)
+            waveforms, lengths = change_speed(waveforms, lengths, percents, slowest)
         if config.reverb_prob:
             rt60, ratio = self._uniform(lengths, config.reverb_seconds), self._uniform(lengths, config.reverb_ratio_db)
             size = math.ceil(config.reverb_seconds[1] * config.sample_rate)

@@ -63,7 +63,7 @@ class _GRUs(torch.autograd.Function):
         return states[1:]
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # ty: ignore
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         states, opened, recurrent, new, weight = ctx.saved_tensors
         frames, number, batch, dim = new.shape
         reset, update = opened.split(dim, -1)

@@ -91,7 +91,6 @@ class CTC(Transcription):
         )
         return projected.masked_fill(channels[:, None], 0.0)
 
-    def impossible_targets(self, lengths: Tensor, tokens: list[list[int]]) -> list[int]:
-        if self.training:  # the fastest that `augment.speed` plays them
-            lengths = (lengths / (1 + self.config.augment.speed)).long()
-        return super().impossible_targets(lengths, tokens)
+    @property
+    def fastest(self) -> int:
+        return self.config.augment.speed_percents[1]

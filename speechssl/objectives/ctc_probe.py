@@ -79,7 +79,6 @@ class CTCProbe(Transcription):
         percents = speeds[torch.randint(len(speeds), batch.lengths.shape, device=speeds.device)]
         return change_speed(batch.waveforms, batch.lengths, percents, min(self.config.speeds))
 
-    def impossible_targets(self, lengths: Tensor, tokens: list[list[int]]) -> list[int]:
-        if self.training:  # at the highest of `speeds`
-            lengths = lengths * 100 // max(self.config.speeds, default=100)
-        return super().impossible_targets(lengths, tokens)
+    @property
+    def fastest(self) -> int:
+        return max(self.config.speeds, default=100)

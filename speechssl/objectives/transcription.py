@@ -23,6 +23,11 @@ class Transcription(Objective):
     needs = frozenset({"tokens"})
     encoder_is_frozen = False  # in this update, although it may learn in a later one
 
+    @property
+    def fastest(self) -> int:
+        """Percent of its speed at which training may play an utterance, at most."""
+        return 100
+
     def log_probs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log probabilities (B, F, V), float32, and their lengths (B,)."""
         raise NotImplementedError
@@ -58,6 +63,8 @@ class Transcription(Objective):
         return LossOutput(loss, count, metrics)
 
     def impossible_targets(self, lengths: Tensor, tokens: list[list[int]]) -> list[int]:
+        if self.training:
+            lengths = lengths * 100 // self.fastest
         available = self.encoder.frame_lengths(lengths) * self.config.symbols_per_frame
         needed = (frames_needed(ids) for ids in tokens)
         return [i for i, (have, need) in enumerate(zip(available.tolist(), needed, strict=True)) if need > have]
