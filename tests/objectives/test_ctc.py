@@ -81,6 +81,16 @@ def test_sound_is_changed_while_training_only():
     torch.testing.assert_close(heard, expected)
 
 
+def test_frames_are_changed_while_training_only():
+    batch = batch_of_three()
+    objective, plain = ctc(**NO_MASKS, augment=AugmentConfig(channel_mask_start_prob=1.0)), ctc(**NO_MASKS)
+    torch.testing.assert_close(objective.eval()(batch).loss, plain.eval()(batch).loss)
+    inputs = []
+    objective.encoder.context.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
+    objective.train()(batch)
+    assert not inputs[0].any(), "all channels are masked"
+
+
 def test_labels_must_fit_the_fastest_speed():
     objective = ctc(augment=AugmentConfig(speed=0.25)).train()
     frames = 10
