@@ -9,6 +9,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
+import filelock
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
@@ -21,7 +22,8 @@ from accelerate.utils import (
 from speechssl import checkpoint, sharding
 from speechssl.build import build_objective
 from speechssl.checkpoint import TrainState
-from speechssl.config import Config, ConfigError, plain, read_run, write
+from speechssl.claim import LOCK, claim
+from speechssl.config import Config, ConfigError, plain, read_run
 from speechssl.data.dataset import SpeechDataset
 from speechssl.data.labels import label_of
 from speechssl.data.manifest import Manifest, ManifestError, Utterance
@@ -35,11 +37,6 @@ from speechssl.report import Report, choose_trackers
 from speechssl.saving import Saver
 from speechssl.system import StopSignal, alone_by_mistake, check_torch, keep_memory_pages
 from speechssl.watch import Collapse, Gradients
-
-HARMLESS = {"data.workers", "data.max_bad_share", "name", "about"}  # keys that may change when a run goes on
-HARMLESS |= {"train.log_every", "train.valid_every", "train.save_every", "train.save_minutes", "train.keep"}
-HARMLESS |= {"train.threads", "train.trackers", "train.max_skipped", "train.spike", "train.on_collapse"}
-HARMLESS |= {"train.collapse_patience", "train.stall_seconds", "train.rank_seconds", "train.max_unsaved"}
 
 
 @dataclass
@@ -56,6 +53,7 @@ class Run:
     saver: Saver | None  # on the main process
     gradients: Gradients
     collapse: Collapse
+    lock: filelock.BaseFileLock
     divided: bool = False  # weights and moments among the processes (`speechssl.sharding`)
     stop: StopSignal = field(default_factory=StopSignal)
 
@@ -66,10 +64,20 @@ class Run:
             self.saver.settle()
         self.stop.restore()
         self.report.close()
+        self.lock.release(force=True)
 
 
 def start(config: Config, folder: Path) -> Run:
     """Start order: resume this folder, else initialise from `config.init`, else from scratch; the log says which."""
+    lock = filelock.FileLock(folder / LOCK)
+    try:
+        return _start(config, folder, lock)
+    except BaseException:
+        lock.release(force=True)
+        raise
+
+
+def _start(config: Config, folder: Path, lock: filelock.BaseFileLock) -> Run:
     check_torch()
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
@@ -93,7 +101,7 @@ def start(config: Config, folder: Path) -> Run:
         valid = read_dataset(config.data.valid, config, objective, tokenizer, keep=keep, say=say)
         objective.train()
     if accelerator.is_main_process:
-        _claim(config, folder)
+        claim(config, folder, lock)
     accelerator.wait_for_everyone()
 
     if config.train.compile:
@@ -125,9 +133,8 @@ def start(config: Config, folder: Path) -> Run:
         saver = Saver(checkpoints, config, report.say, tokenizer=tokenizer, scaler=accelerator.scaler)
     gradients = Gradients(config.train, state.counts, feed, report)
     collapse = Collapse(config.train, state.counts, objective, report, step=state.step)
-    run = Run(
-        config, folder, accelerator, model, optimizer, state, report, valid, feed, saver, gradients, collapse, divided
-    )
+    parts = (model, optimizer, state, report, valid, feed, saver, gradients, collapse, lock, divided)
+    run = Run(config, folder, accelerator, *parts)
     alone = alone_by_mistake(accelerator.num_processes)
     for sentence in [*problems, *_greeting(run, resumes, taken), memory, alone]:
         if sentence:
@@ -273,35 +280,6 @@ def _units(config: Config, objective: Objective) -> Units | None:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
-
-
-def _claim(config: Config, folder: Path) -> None:
-    """Makes the run folder, or checks that the run in it is this one. Raises ConfigError."""
-    if (folder / "config.yaml").exists():
-        old, new = _flat(read_run(folder).to_dict()), _flat(config.to_dict())
-        changed = [k for k in new if old.get(k) != new[k] and k not in HARMLESS]
-        if changed:
-            key = changed[0]
-            raise ConfigError(
-                f"{folder}: holds a run with another configuration ({key} is {old.get(key)!r} there and {new[key]!r} "
-                f"here{f', and {len(changed) - 1} more' if len(changed) > 1 else ''}); choose another folder."
-            )
-    elif folder.exists() and any(path.suffix != ".part" for path in folder.iterdir()):
-        raise ConfigError(f"{folder}: holds files, and no run of speechssl; choose another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    write(config, folder / "config.yaml")
-
-
-def _flat(data: dict, prefix: str = "") -> dict:
-    flat: dict = {}
-    for key, value in data.items():
-        name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: _plain(value)}
-    return flat
-
-
-def _plain(value):
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def _greeting(run: Run, resumes: bool, taken: list[str]) -> list[str]:

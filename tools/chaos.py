@@ -32,6 +32,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_training import fork_training, make_corpus, tiny_config
 
+from speechssl.claim import LOCK
 from speechssl.config import Config
 from speechssl.stored import CheckpointError, read_record
 
@@ -177,7 +178,7 @@ def sound(run: Path) -> list[str]:
 
 def compare(whole: Path, run: Path) -> list[str]:
     """What differs between two finished runs."""
-    names = [path.name for path in run.rglob("*")]
+    names = [path.name for path in run.rglob("*") if path.name != LOCK]
     left = [name for name in names if name.startswith((".", "damaged")) or name.endswith(".part")]
     problems = [f"{name} is left behind" for name in left]
     last = max((whole / "checkpoints").glob("step-*"))
