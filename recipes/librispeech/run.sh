@@ -9,7 +9,7 @@
 #                      own .conf
 #   --data DIR         where corpora and manifests lie          (default: data)
 #   --exp DIR          where runs and results go                (default: exp/NAME)
-#   --labels SPLIT     10min, 1h, 10h or 100h                   (default: 10min)
+#   --labels SPLIT     10min, 1h, 10h, 100h, or any as 3min     (default: 10min)
 #   --fold K           which of the six 10-minute sets          (default: 0)
 #   --folds all        all six, one after the other, then one table of them with means and intervals
 #   --seeds 1,2,3      seeds of fine-tuning: each system once with each, then means and intervals (default: the preset's)

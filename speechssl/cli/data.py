@@ -227,7 +227,8 @@ def split(
     manifest: Annotated[Path, typer.Argument(help="Manifest with transcripts.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for 10min-0.jsonl, ..., 1h.jsonl, 10h.jsonl.")],
     labels: Annotated[
-        list[str] | None, typer.Option(help="10min, 1h, 10h or 100h; repeat it. Default: all that the corpus allows.")
+        list[str] | None,
+        typer.Option(help="10min, 1h, 10h, 100h, or any as 3min or 5h; repeat it. Default: those four."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Draws the order of speakers and utterances.")] = 0,
     libri_light: Annotated[
@@ -235,7 +236,7 @@ def split(
     ] = None,
     force: Force = False,
 ) -> None:
-    """Labelled splits: six folds of 10 minutes, 1 hour, 10 hours, 100 hours."""
+    """Labelled splits: six folds of 10 minutes, 1 hour, 10 hours, 100 hours, or other lengths."""
     from speechssl.data import splits as rule
     from speechssl.data.manifest import Manifest
     from speechssl.data.scan import ScanReport
@@ -243,7 +244,7 @@ def split(
     whole = Manifest.read(manifest)
     arguments = {"manifest": manifest, "sha256": hashlib.sha256(manifest.read_bytes()).hexdigest()}
     if libri_light is None:
-        parts, missing = rule.seeded(whole, seed=seed)
+        parts, missing = rule.seeded(whole, seed=seed, labels=labels or ())
         arguments |= {"seed": seed}
     else:
         parts, missing = rule.libri_light(whole, libri_light)
@@ -251,6 +252,8 @@ def split(
     done = None
     for label in labels or list(rule.SECONDS):
         wanted = rule.names(label)
+        if libri_light is not None and label not in rule.SECONDS:
+            raise rule.SplitError(f"Libri-Light has no list of {label}, only of {', '.join(rule.SECONDS)}.")
         if labels and not any(name in parts for name in wanted):
             raise rule.SplitError(missing[wanted[0]])
         for name in wanted:

@@ -1,4 +1,4 @@
-"""Labelled splits: six folds of 10 minutes inside 1 hour, inside 10 hours, inside 100 hours.
+"""Labelled splits: six folds of 10 minutes inside 1 hour, inside 10 hours, inside 100 hours; or any other length.
 
 By Libri-Light's own lists where its archive is there, else by a rule of the same shape on any labelled manifest.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 import bisect
 import hashlib
 import itertools
+import re
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path, PurePath
 
 from speechssl.data.corpora import AUDIO_SUFFIXES, walk
@@ -25,25 +27,42 @@ class SplitError(UserError):
     """A split that cannot be made. The message says what is the largest available."""
 
 
+def seconds_of(label: str) -> float:
+    """What a split's name says: "3min" is 180. Raises SplitError."""
+    said = re.fullmatch(r"([1-9][0-9]*)(min|h)", label)
+    if said is None:
+        raise SplitError(f"no split '{label}'; choose from {', '.join(SECONDS)}, or say a length as 3min or 5h.")
+    return float(said[1]) * {"min": 60, "h": 3600}[said[2]]
+
+
 def names(label: str) -> list[str]:
     """Manifest names of a split: "10min" has six folds, "10min-0" to "10min-5". Raises SplitError."""
-    if label not in SECONDS:
-        raise SplitError(f"no split '{label}'; choose from {', '.join(SECONDS)}.")
+    seconds_of(label)
     return [f"10min-{fold}" for fold in range(FOLDS)] if label == "10min" else [label]
 
 
-def seeded(manifest: Manifest, *, seed: int = 0) -> Splits:
+def seeded(manifest: Manifest, *, seed: int = 0, labels: Iterable[str] = ()) -> Splits:
     """The splits of any labelled manifest, by a rule of Libri-Light's shape.
 
     The labelled utterances are put in one order that takes the speakers in turn, and the splits are stretches of it:
-    fold k lasts from minute 10 k to 10 (k + 1), "1h" is the six folds, "10h" the first ten hours. So folds are
-    disjoint, larger splits hold the smaller ones, and within a split two speakers differ by at most one utterance as
-    long as both still have some. A split begins and ends at the utterance border nearest to its time.
+    fold k lasts from minute 10 k to 10 (k + 1), "1h" is the six folds, "10h" the first ten hours, and so is any other
+    length. So folds are disjoint, larger splits hold the smaller ones, and within a split two speakers differ by at
+    most one utterance as long as both still have some. A split begins and ends at the utterance border nearest to its
+    time.
 
     A pure function of the utterances (in whatever order they are listed) and the seed.
 
+    Args:
+        manifest: what to choose from; utterances without a transcript are no labels.
+        seed: draws the two orders.
+        labels: other lengths that are wanted, "3min" or "5h".
+
     Returns:
-        Splits by name ("10min-0", ..., "1h", "10h", "100h"), and for each that the corpus is too small for a sentence.
+        Splits by name ("10min-0", ..., "1h", "10h", "100h", `labels`), and for each that the corpus is too small for a
+        sentence.
+
+    Raises:
+        SplitError: one of `labels` is no length.
     """
     order = _in_turn([u for u in manifest if u.text], seed)
     ends = list(itertools.accumulate(u.seconds for u in order))
@@ -56,9 +75,9 @@ def seeded(manifest: Manifest, *, seed: int = 0) -> Splits:
         return index if seconds - before <= after - seconds else index + 1
 
     stretches = {f"10min-{fold}": (fold * SECONDS["10min"], (fold + 1) * SECONDS["10min"]) for fold in range(FOLDS)}
-    stretches |= {label: (0.0, SECONDS[label]) for label in ("1h", "10h", "100h")}
+    stretches |= {label: (0.0, seconds_of(label)) for label in ("1h", "10h", "100h", *labels) if label != "10min"}
     splits, missing = {}, {}
-    for name, (start, stop) in stretches.items():
+    for name, (start, stop) in sorted(stretches.items(), key=lambda stretch: stretch[1][1] - stretch[1][0]):
         lacking = TOLERANCE * (SECONDS["10min"] if stop <= SECONDS["1h"] else stop)
         if total >= stop - lacking:
             splits[name] = Manifest.of(order[border(start) : border(stop)])

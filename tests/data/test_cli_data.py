@@ -170,6 +170,22 @@ def test_split_writes_what_there_is_and_names_what_is_not(labelled, tmp_path):
         run("manifest", "split", labelled, "-o", tmp_path / "splits", "--seed", 1)
 
 
+def test_split_of_any_length(labelled, tmp_path):
+    shown = run("manifest", "split", labelled, "-o", tmp_path, "--labels", "3min", "--labels", "10min")
+    assert "3min.jsonl: 18 utterances, 3.0 minutes" in shown
+    assert sorted(p.name for p in tmp_path.glob("*min*.jsonl")) == ["10min-0.jsonl", "10min-1.jsonl", "3min.jsonl"]
+    with pytest.raises(UserError, match="no split '3'; choose from 10min, 1h, 10h, 100h, or say a length as 3min"):
+        run("manifest", "split", labelled, "-o", tmp_path, "--labels", "3")
+    with pytest.raises(UserError, match="Libri-Light has no list of 3min"):
+        run("manifest", "split", labelled, "-o", tmp_path, "--labels", "3min", "--libri-light", limited_set(tmp_path))
+
+
+def limited_set(folder):
+    for name in ("9h", *(f"1h/{fold}" for fold in range(6))):
+        (folder / "librispeech_finetuning" / name).mkdir(parents=True)
+    return folder
+
+
 def test_vocab(labelled, tmp_path):
     output = tmp_path / "vocabulary.json"
     assert "4 tokens from 150 transcripts" in run("vocab", labelled, "-o", output)

@@ -105,9 +105,30 @@ def test_speakers_need_not_be_known():
     assert splits["10min-0"].hours * 6 == pytest.approx(1)
 
 
-def test_unknown_labels_are_named():
-    with pytest.raises(SplitError, match="no split '5h'; choose from 10min"):
-        names("5h")
+@given(corpora(), st.integers(1, 9))
+@settings(max_examples=20, deadline=None)
+def test_any_other_length_is_the_beginning_of_the_same_order(manifest, minutes):
+    splits, missing = seeded(manifest, labels=[f"{minutes}min", "2h"])
+    whole, short = splits.get("10min-0"), splits.get(f"{minutes}min", [])
+    if short:
+        assert short.hours * 60 == pytest.approx(minutes, abs=LONGEST / 60)
+    else:
+        assert f"{minutes} minutes with transcripts are needed" in missing[f"{minutes}min"]
+    if whole is not None:
+        assert [u.id for u in whole][: len(short)] == [u.id for u in short]
+    if "2h" in splits:
+        assert [u.id for u in splits["2h"]][: len(splits["1h"])] == [u.id for u in splits["1h"]]
+
+
+def test_the_largest_that_there_is_is_named():
+    _, missing = seeded(hours(0.5), labels=["3min", "25min"])
+    assert "the largest available is 25min" in missing["1h"]
+
+
+@pytest.mark.parametrize("label", ["5", "ten", "0min", "1.5h", "-3min", ""])
+def test_what_is_no_length_is_named(label):
+    with pytest.raises(SplitError, match=f"no split '{label}'; choose from 10min"):
+        names(label)
 
 
 # --------------------------------------------------------------------------------------------------------- Libri-Light
