@@ -33,6 +33,12 @@ def test_token_head(symbols):
     torch.testing.assert_close(log_probs[1, 2 * symbols : 3 * symbols], expected)
 
 
+@pytest.mark.parametrize("symbols", [1, 2])
+def test_at_first_four_tokens_in_five_are_blank(symbols):
+    probs = TokenHead(6, vocab_size=5, symbols_per_frame=symbols)(torch.zeros(1, 3, 6), torch.tensor([3]))[0].exp()
+    torch.testing.assert_close(probs, torch.tensor([0.8, 0.05, 0.05, 0.05, 0.05]).expand(1, 3 * symbols, 5))
+
+
 def test_token_head_is_wide_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         log_probs, _ = TokenHead(6, 5)(torch.randn(1, 4, 6), torch.tensor([4]))
