@@ -291,6 +291,11 @@ def alone(*, cpu: bool = True):
         random.setstate(state)
 
 
+def talkative():
+    """Heads that are made meanwhile have no leaning to the blank: random weights then spell something."""
+    return mock.patch("speechssl.nn.heads.blank_bias", return_value=0.0)
+
+
 def train_here(config: Config, folder: Path, *, cpu: bool = True, **arguments) -> Path:
     from speechssl.train import train
 

@@ -29,13 +29,18 @@ class TokenHead(nn.Module):
         self.linear = nn.Linear(dim, vocab_size * symbols_per_frame)
         with torch.no_grad():
             bias = self.linear.bias.zero_().view(symbols_per_frame, vocab_size)
-            bias[:, 0] = math.log(4 * (vocab_size - 1))
+            bias[:, 0] = blank_bias(vocab_size)
 
     def forward(self, hidden: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Returns log probabilities (float32) and lengths (B,) in symbols."""
         logits = self.linear(self.dropout(hidden)).float()
         logits = logits.reshape(logits.shape[0], -1, self.vocab_size)
         return logits.log_softmax(-1), lengths * self.symbols_per_frame
+
+
+def blank_bias(vocab_size: int) -> float:
+    """Of the blank beside zeros: four in five are blanks."""
+    return math.log(4 * (vocab_size - 1))
 
 
 class LayerSum(nn.Module):

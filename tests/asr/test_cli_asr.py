@@ -3,14 +3,15 @@
 import json
 
 from test_rescore import gpt2  # noqa: F401  (a fixture)
-from tiny_run import make_corpus, one_sentence, tiny_config, train_here
+from tiny_run import make_corpus, one_sentence, talkative, tiny_config, train_here
 
 from speechssl.asr.ngram import Ngram
 
 
 def test_from_text_to_a_comparison(command, tmp_path, gpt2):  # noqa: F811
     corpus = make_corpus(tmp_path / "sound", (0.5, 0.7, 0.9))
-    train_here(tiny_config("ctc", corpus, train={"updates": 1}, optim={"lr": 1e-9}), tmp_path / "run")
+    with talkative():
+        train_here(tiny_config("ctc", corpus, train={"updates": 1}, optim={"lr": 1e-9}), tmp_path / "run")
 
     def do(*arguments) -> str:
         status, out, err = command(*arguments)

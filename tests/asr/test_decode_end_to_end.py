@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import soundfile
 import torch
-from tiny_run import RATE, make_corpus, tiny_config, train_here
+from tiny_run import RATE, make_corpus, talkative, tiny_config, train_here
 
 from speechssl.asr.decode import DecodeError, decode_manifest
 from speechssl.asr.model import Model
@@ -27,7 +27,8 @@ def trained(request, tmp_path_factory):
     kind = "ctc_probe" if request.param == "probe" else "ctc"
     encoder = LOGMEL if request.param == "logmel" else {}
     config = tiny_config(kind, corpus, encoder=encoder, train={"updates": 1}, optim={"lr": 1e-9})
-    train_here(config, folder / "run")
+    with talkative():
+        train_here(config, folder / "run")
     return folder / "run", corpus
 
 
@@ -105,7 +106,8 @@ def local(folder, **data):
         optim={"lr": 1e-9},
         data={"max_seconds": 2.4} | data,
     )
-    train_here(config, folder / "run")
+    with talkative():
+        train_here(config, folder / "run")
     return folder / "run", corpus
 
 

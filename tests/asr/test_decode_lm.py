@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_run import WORDS, make_corpus, tiny_config, train_here
+from tiny_run import WORDS, make_corpus, talkative, tiny_config, train_here
 
 from speechssl.asr.beam import BeamConfig
 from speechssl.asr.decode import decode_manifest
@@ -24,7 +24,8 @@ def trained(tmp_path_factory):
     """A run whose weights are all but random, its corpus, and a language model."""
     folder = tmp_path_factory.mktemp("decode")
     corpus = make_corpus(folder / "sound", LENGTHS)
-    train_here(tiny_config("ctc", corpus, train={"updates": 1}, optim={"lr": 1e-9}), folder / "run")
+    with talkative():
+        train_here(tiny_config("ctc", corpus, train={"updates": 1}, optim={"lr": 1e-9}), folder / "run")
     train([u.text.upper().split() for u in corpus.utterances], 2).model.write(folder / "lm.arpa")
     return folder / "run", corpus, str(folder / "lm.arpa")
 

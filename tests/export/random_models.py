@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from parity import shake
+from tiny_run import talkative
 from torch import Tensor
 
 from speechssl.build import build_objective
@@ -77,7 +78,8 @@ def our_checkpoint(
     section = objective_section(name or family) | (numbers or {})
     plain = {"name": "noise", "data": data, "encoder": encoder_section(family, size), "objective": section}
     config = parse(Config, plain, source="test")
-    objective = build_objective(config).eval()
+    with talkative():
+        objective = build_objective(config).eval()
     torch.manual_seed(seed)
     shake(objective)
     for name, statistics in objective.named_buffers():

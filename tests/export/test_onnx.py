@@ -7,7 +7,7 @@ import pytest
 import torch
 from graphs import BATCHES, CLOSE, EACH, expected, noise, save_encoder, traced
 from parity import shake
-from tiny_run import RATE, make_corpus, tiny_config
+from tiny_run import RATE, make_corpus, talkative, tiny_config
 from torch.nn.utils.rnn import pad_sequence
 
 from speechssl.asr.decode import decode_manifest, greedy
@@ -51,7 +51,8 @@ def speller(request, tmp_path_factory):
     corpus = make_corpus(folder / "sound", (0.5, 1.3, 0.7, 0.9))
     config = tiny_config(request.param, corpus, data={"normalize": True})
     tokenizer = Tokenizer.read(corpus.vocabulary)
-    objective = build_objective(config).eval()
+    with talkative():
+        objective = build_objective(config).eval()
     shake(objective)
     (folder / "run").mkdir()
     save_model(objective, config, folder / "run", tokenizer=tokenizer)
