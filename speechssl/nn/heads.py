@@ -18,8 +18,8 @@ class TokenHead(nn.Module):
     """Linear map to tokens; a slow encoder may give several per frame: (B, F, D) -> (B, F * symbols, V).
 
     It begins with four blanks in five by its bias, as a class so frequent should (Lin et al. 2017, section 4.1): from
-    even probabilities CTC first pays for every frame that is not blank, with gradients that throw the encoder about
-    for hundreds of updates.
+    even probabilities CTC first pays for all the frames that should be blank, with gradients that throw the encoder
+    about for hundreds of updates.
     """
 
     def __init__(self, dim: int, vocab_size: int, symbols_per_frame: int = 1, dropout: float = 0.0):
