@@ -38,8 +38,8 @@ class Spread:
         """frames: (N, D), of all utterances."""
         frames = frames.double()
         energy, mean = frames.square().sum(1).mean(), frames.mean(0)
-        eigenvalues = torch.linalg.eigvalsh(torch.cov(frames.T, correction=0)).clamp(min=0)
-        directions = eigenvalues.sum() ** 2 / eigenvalues.square().sum()
+        covariance = torch.cov(frames.T)  # its trace is the sum of e, its squares add up to that of e^2
+        directions = covariance.trace() ** 2 / covariance.square().sum()
         return cls(float(energy.sqrt()), float(mean.square().sum() / energy), float(directions))
 
 

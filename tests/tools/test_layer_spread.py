@@ -32,8 +32,12 @@ def test_a_row_for_each_layer(tmp_path, capsys):
     objective = build_objective(config)
     (tmp_path / "run").mkdir()
     save_model(objective, config, tmp_path / "run")
+    main(tmp_path / "run", corpus.manifest, 1)
+    one = capsys.readouterr().out
     main(tmp_path / "run", corpus.manifest, 2)
-    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    two = capsys.readouterr().out
+    assert one != two  # as many utterances as asked for
+    rows = [line.split(" | ") for line in two.splitlines()[2:]]
     layers = 1 + objective.encoder.num_layers
     assert [row[:2] for row in rows] == [[f"| {name}", str(n)] for name in ("trained", "random") for n in range(layers)]
     with torch.no_grad():  # every frame of the last layer becomes its norm's bias
