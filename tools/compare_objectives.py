@@ -142,7 +142,7 @@ def pretrain(plan: Plan, name: str) -> Path:
     folder, preset = plan.out / name, preset_of(name)
     extra: list[str] = []
     if name in ("hubert", "wavlm"):
-        extra = [f"data.units={make_units(plan, plan.out / 'units', 100, '--mfcc')}"]
+        extra = [f"data.units={make_units(plan, plan.out / 'units', 100, '--mfcc', '--cmvn')}"]
     elif name == "hubert-2":  # one unit for each of its own frames
         layer = ["--checkpoint", pretrain(plan, "hubert"), "--layer", HUBERT_2["layer"]]
         units = make_units(plan, plan.out / "units-2", HUBERT_2["units"], *layer)

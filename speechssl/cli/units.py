@@ -7,6 +7,8 @@ Iteration 1, from MFCC every 20 ms (one for each frame of the waveform convoluti
     speechssl units units1/train units1/valid --kmeans units1/kmeans.safetensors -o units1/units
     speechssl pretrain --preset hubert-tiny --train train.jsonl --valid valid.jsonl -o hubert1 data.units=units1/units
 
+`--mfcc --cmvn` takes level and microphone out of the units, where recordings differ in them; the paper did without.
+
 Iteration 2, from a layer of iteration 1 (Base: layer 6 of 12, 500 units; the tiny twin: layer 2 of 4, 100 units, one
 for each of its own frames):
 
@@ -44,6 +46,9 @@ def features(
         ),
     ] = None,
     mfcc: Annotated[bool, typer.Option("--mfcc", help="MFCC with deltas (39 numbers), no checkpoint.")] = False,
+    cmvn: Annotated[
+        bool, typer.Option("--cmvn", help="With --mfcc: mean 0, variance 1 in every utterance; for mixed recordings.")
+    ] = False,
     hop_ms: Annotated[int, typer.Option(help="With --mfcc: ms from frame to frame, 10 or a multiple.")] = 20,
     sample_rate: Annotated[int, typer.Option(min=4000, help="With --mfcc: Hz that audio is resampled to.")] = 16_000,
     shard_hours: Annotated[float, typer.Option(min=1e-4, help="Hours of audio per file.")] = 0.5,
@@ -57,10 +62,13 @@ def features(
     """Write features of every frame: MFCC, or a layer of a checkpoint. `accelerate launch` shares the work out."""
     if mfcc == (checkpoint is not None) or (checkpoint is None) != (layer is None):
         raise UserError("give either --mfcc, or --checkpoint RUN with --layer N.")
+    if cmvn and not mfcc:
+        raise UserError("--cmvn is for --mfcc; the layers of a checkpoint stay as they are.")
     from speechssl.units.extract import extract_layer, extract_mfcc
 
     if checkpoint is None or layer is None:
-        extract_mfcc(manifest, output, hop_ms=hop_ms, sample_rate=sample_rate, shard_hours=shard_hours, jobs=jobs)
+        rates = {"hop_ms": hop_ms, "sample_rate": sample_rate}
+        extract_mfcc(manifest, output, **rates, cmvn=cmvn, shard_hours=shard_hours, jobs=jobs)
     else:
         extract_layer(
             checkpoint,

@@ -69,14 +69,29 @@ def mfcc(waveform: Tensor, sample_rate: int) -> Tensor:
     return torch.cat((cepstra, deltas, compute_deltas(deltas))).t()
 
 
+def normalize_cepstra(frames: np.ndarray) -> np.ndarray:
+    """(F, D) of an utterance -> every coefficient with mean 0 and variance 1 (CMVN); what never changes becomes 0."""
+    spread = frames.std(axis=0)
+    return (frames - frames.mean(axis=0)) / np.where(spread > 1e-5, spread, np.float32(1))
+
+
 def extract_mfcc(
-    manifest_path: Path, folder: Path, *, hop_ms: int = 20, sample_rate: int = 16_000, shard_hours: float, jobs: int
+    manifest_path: Path,
+    folder: Path,
+    *,
+    hop_ms: int = 20,
+    sample_rate: int = 16_000,
+    cmvn: bool = False,
+    shard_hours: float,
+    jobs: int,
 ) -> None:
     """Writes MFCC of a manifest into a features folder.
 
     Args:
         hop_ms: 10, or a multiple: then every second, third, ... frame is kept.
         sample_rate: Hz that the audio is resampled to.
+        cmvn: gives every coefficient mean 0 and variance 1 over the frames of its utterance (`normalize_cepstra`), so
+            that units do not tell microphones and levels apart; HuBERT's first iteration did without.
         shard_hours: hours of audio per shard.
         jobs: processes.
 
@@ -97,8 +112,9 @@ def extract_mfcc(
         num_shards=len(shards),
         manifest=manifest_hash(manifest),
         sees=sample_rate * MFCC_WINDOW_MS // 1000,
+        cmvn=cmvn,
     )
-    encode = partial(_mfcc_of, sample_rate, hop_ms // MFCC_HOP_MS)
+    encode = partial(_normalized_mfcc_of if cmvn else _mfcc_of, sample_rate, hop_ms // MFCC_HOP_MS)
     _all_shards(folder, record, shards, encode, jobs, np.float32)
 
 
@@ -238,6 +254,14 @@ def _mfcc_of(sample_rate: int, every: int, manifest: Manifest) -> Iterator[tuple
                 yield utterance.id, frames[-window.first % every :: every].numpy()
         except AudioError as error:
             yield utterance.id, str(error)
+
+
+def _normalized_mfcc_of(sample_rate: int, every: int, manifest: Manifest) -> Iterator[tuple[str, np.ndarray | str]]:
+    """An utterance's parts are held (8 kB a second) until it is whole: it is normalised as one."""
+    for utterance in manifest:
+        found = [part for _, part in _mfcc_of(sample_rate, every, Manifest.of([utterance]))]
+        problem = next((part for part in found if isinstance(part, str)), None)
+        yield utterance.id, problem or normalize_cepstra(np.concatenate(found))
 
 
 def _layer_of(

@@ -42,6 +42,7 @@ class FeaturesRecord:
     precision: of the encoder's products.
     window, context: seconds, by which the encoder read utterances longer than `window`; 0: there were none.
     num_shards: how many the folder has when it is finished.
+    cmvn: whether every coefficient of MFCC has mean 0 and variance 1 over its utterance.
     """
 
     kind: Literal["mfcc", "layer"]
@@ -58,10 +59,12 @@ class FeaturesRecord:
     precision: str = "fp32"
     window: float = 0.0
     context: float = 0.0
+    cmvn: bool = False
 
     def source(self) -> dict:
         """What the numbers mean, whatever utterances they are of: equal for train and validation."""
         names = ["kind", "hop", "sample_rate", "dim"] + ["weights", "layer", "layers"] * (self.kind == "layer")
+        names += ["cmvn"] * self.cmvn  # clusters of before it know nothing of it
         return {name: getattr(self, name) for name in names}
 
 

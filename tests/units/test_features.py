@@ -18,7 +18,7 @@ from speechssl.extract import load_encoder
 from speechssl.nn.frontend import WaveformConfig
 from speechssl.nn.lengths import conv_lengths
 from speechssl.units import extract
-from speechssl.units.extract import extract_layer, extract_mfcc, mfcc
+from speechssl.units.extract import extract_layer, extract_mfcc, mfcc, normalize_cepstra
 from speechssl.units.features import (
     Features,
     FeaturesError,
@@ -81,6 +81,32 @@ def test_mfcc_of_a_manifest(corpus, tmp_path, hop_ms, jobs):
     assert len(list((tmp_path / "mfcc").iterdir())) == 1 + 2 * NUM_SHARDS, "nothing half-made is left"
 
 
+def test_cmvn_by_hand(corpus, tmp_path):
+    extract_mfcc(corpus.manifest, tmp_path / "plain", **SHARDS)
+    extract_mfcc(corpus.manifest, tmp_path / "cmvn", cmvn=True, **SHARDS)
+    plain, normalized = Features(tmp_path / "plain"), Features(tmp_path / "cmvn")
+    assert normalized.index == plain.index
+    for (_, frames), (_, before) in zip(normalized.utterances(), plain.utterances(), strict=True):
+        assert frames.dtype == np.float32
+        for channel in range(39):
+            mean = sum(before[:, channel]) / len(before)
+            variance = sum((before[:, channel] - mean) ** 2) / len(before)
+            np.testing.assert_allclose(frames[:, channel], (before[:, channel] - mean) / variance**0.5, atol=1e-3)
+    assert normalized.record.source() == plain.record.source() | {"cmvn": True}
+    with pytest.raises(FeaturesError, match="cmvn is False there and True here"):
+        extract_mfcc(corpus.manifest, tmp_path / "plain", cmvn=True, **SHARDS)
+
+
+def test_cmvn_hears_neither_level_nor_colour():
+    rng = np.random.default_rng(1)
+    frames, gain, offset = (rng.normal(size=size).astype(np.float32) for size in ((50, 39), 39, 39))
+    expected = normalize_cepstra(frames)
+    np.testing.assert_allclose(normalize_cepstra(frames * np.exp(gain) + offset), expected, atol=1e-4)
+    frames[:, 3] = 7.0
+    assert not normalize_cepstra(frames)[:, 3].any(), "what never changes"
+    np.testing.assert_array_equal(normalize_cepstra(frames[:1]), np.zeros((1, 39), np.float32))
+
+
 def test_units_come_as_often_as_frames(corpus):
     """The waveform convolutions of wav2vec 2.0 and MFCC every 20 ms: as many, and each begins where the other does."""
     published = WaveformConfig()
@@ -89,13 +115,14 @@ def test_units_come_as_often_as_frames(corpus):
         assert len(frames) == conv_lengths(utterance.num_samples, published.kernels, published.strides)
 
 
-def test_what_cannot_be_read_is_named_and_left_out(tmp_path, capsys):
+@pytest.mark.parametrize("cmvn", [False, True])
+def test_what_cannot_be_read_is_named_and_left_out(tmp_path, capsys, cmvn):
     good = Utterance("good", str(tmp_path / "good.wav"), RATE, RATE)
     soundfile.write(good.audio, speech(1.0), RATE)
     gone = replace(good, id="gone", audio=str(tmp_path / "gone.wav"))
     short = replace(good, id="short", num_samples=200)
     Manifest.of([gone, good, short]).write(tmp_path / "m.jsonl")
-    extract_mfcc(tmp_path / "m.jsonl", tmp_path / "mfcc", **SHARDS)
+    extract_mfcc(tmp_path / "m.jsonl", tmp_path / "mfcc", cmvn=cmvn, **SHARDS)
     out = capsys.readouterr().out
     assert "2 utterances have no features" in out
     assert "gone.wav" in out
@@ -153,11 +180,11 @@ def test_too_short_for_the_encoder(corpus, checkpoint, tmp_path, capsys):
 # ---------------------------------------------------------------------------------------------------- long recordings
 
 
-@pytest.mark.parametrize("hop_ms", [10, 30])
-def test_mfcc_of_long_recordings_are_those_of_the_whole(corpus, tmp_path, monkeypatch, hop_ms):
-    extract_mfcc(corpus.manifest, tmp_path / "whole", hop_ms=hop_ms, **SHARDS)
+@pytest.mark.parametrize(("hop_ms", "cmvn"), [(10, False), (30, False), (10, True)])
+def test_mfcc_of_long_recordings_are_those_of_the_whole(corpus, tmp_path, monkeypatch, hop_ms, cmvn):
+    extract_mfcc(corpus.manifest, tmp_path / "whole", hop_ms=hop_ms, cmvn=cmvn, **SHARDS)
     monkeypatch.setattr(extract, "SECONDS", 0.3)
-    extract_mfcc(corpus.manifest, tmp_path / "windows", hop_ms=hop_ms, **SHARDS)
+    extract_mfcc(corpus.manifest, tmp_path / "windows", hop_ms=hop_ms, cmvn=cmvn, **SHARDS)
     whole, windows = Features(tmp_path / "whole"), Features(tmp_path / "windows")
     assert windows.index == whole.index
     for (_, mine), (_, other) in zip(windows.utterances(), whole.utterances(), strict=True):

@@ -106,6 +106,14 @@ def test_features_of_what(corpora, tmp_path, capsys, monkeypatch, arguments):
     assert one_sentence(result) == "give either --mfcc, or --checkpoint RUN with --layer N."
 
 
+def test_cmvn_is_for_mfcc(corpora, tmp_path, capsys, monkeypatch):
+    arguments = ("features", corpora[0].manifest, "-o", tmp_path / "f", "--cmvn")
+    result = speechssl(capsys, monkeypatch, *arguments, "--checkpoint", "run", "--layer", 1)
+    assert one_sentence(result).startswith("--cmvn is for --mfcc")
+    assert speechssl(capsys, monkeypatch, *arguments, "--mfcc")[0] == 0
+    assert json.loads((tmp_path / "f" / "features.json").read_text())["cmvn"] is True
+
+
 def test_utterances_without_units_are_left_out(corpora, tmp_path, capsys, monkeypatch):
     from dataclasses import replace
 
