@@ -94,12 +94,16 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
+def plan_file(plan: Plan, name: str) -> Path:
+    return plan.out / name / "plan.json"
+
+
 def updates_for(plan: Plan, name: str) -> int:
     """As many updates as fit into the minutes, by a timed step; decided once and written down.
 
     Raises UserError if other minutes were written down before.
     """
-    note = plan.out / name / "plan.json"
+    note = plan_file(plan, name)
     if note.exists():
         written = json.loads(note.read_text())
         if written["minutes"] != plan.minutes:
@@ -117,9 +121,12 @@ def updates_for(plan: Plan, name: str) -> int:
 
 
 def time_steps(plan: Plan, names: list[str]) -> None:
-    """Of all of them before anything is trained: no step is timed beside a run. What fails, fails again in its turn."""
+    """Of all of them before anything is trained: no step is timed beside a run. What fails, fails again in its turn.
+
+    What was timed before is not waited for: another run of this script may be training there.
+    """
     for name in names:
-        if name != LOG_MEL:
+        if name != LOG_MEL and not plan_file(plan, name).exists():
             with alone_in(plan.out / name), contextlib.suppress(UserError):
                 print(f"{name}: {updates_for(plan, name)} updates in {plan.minutes:g} minutes", flush=True)
 

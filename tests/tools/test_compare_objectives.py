@@ -121,6 +121,15 @@ def test_every_step_is_timed_before_anything_is_trained(plan, monkeypatch):
         tool.updates_for(plan, "cpc")
 
 
+def test_what_is_timed_waits_for_no_other_run(plan, monkeypatch):
+    (plan.out / "cpc").mkdir()
+    (plan.out / "cpc" / "plan.json").write_text('{"updates": 9, "minutes": 1}')
+    with tool.alone_in(plan.out / "cpc"):  # as another run of the script that trains there
+        monkeypatch.setattr(tool.fcntl, "flock", lambda *_: pytest.fail("waits"))
+        tool.time_steps(plan, ["cpc"])
+    assert tool.updates_for(plan, "cpc") == 9
+
+
 def test_one_that_fails_is_named_and_the_others_go_on(plan, monkeypatch, capsys):
     asked = []
 
