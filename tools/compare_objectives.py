@@ -11,8 +11,8 @@ and the learning rate's schedule fits them. `wav2vec2` starts from the convoluti
 units of a layer of `hubert`: their minutes come on top of those.
 
 Random weights of the same architecture stand beside every encoder: with the encoder frozen, and, as `scratch`, with all
-of it fine-tuned at the rate that suits them. Objectives that share an architecture share these, in
-`exp/compare/random`. The row `log-mel` is the frozen set-up without an encoder.
+of it fine-tuned. Objectives that share an architecture share these, in `exp/compare/random`. The row `log-mel` is the
+frozen set-up without an encoder.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ LOG_MEL = "log-mel"  # no pretext task: log-mel in place of an encoder
 COLUMNS = ["objective", "minutes", "hours heard", "updates", "frozen WER %", "random, frozen WER %"]
 COLUMNS += ["fine-tuned WER %", "scratch WER %"]
 COLUMNS += ["speaker %", "random speaker %", "log-mel speaker %", "word %", "random word %", "log-mel word %"]
-SCRATCH_RATE = {"ctc-tiny-mel": 1e-3}  # random weights want less than the preset's rate (RESULTS.md of the recipe)
 HUBERT_2 = {"layer": 3, "units": 200}  # of the first iteration's four layers, and how many clusters of it
 
 
@@ -179,8 +178,6 @@ def word_error_rates(plan: Plan, encoder: Path, kind: str, folder: Path) -> None
         updates = plan.tune_updates if whole else plan.probe_updates
         source = "--init" if kind in ("frozen", "tuned") else "--like"
         numbers = [f"train.seed={seed}", f"train.updates={updates}", f"train.save_every={updates}"]
-        if kind == "scratch" and preset in SCRATCH_RATE:
-            numbers.append(f"optim.lr={SCRATCH_RATE[preset]}")
         files = ["--train", plan.tune, "--vocabulary", plan.vocabulary, "-o", place / "run"]
         run("finetune", "--preset", preset, source, encoder, *files, *numbers)
         run("decode", place / "run", plan.test, "-o", place / "decode.jsonl")

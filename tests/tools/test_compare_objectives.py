@@ -83,22 +83,6 @@ def test_words_are_counted_where_there_are_updates(plan, monkeypatch, name, prob
     assert counted == kinds
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "rate"), [("scratch", "simclr", "1e-3"), ("tuned", "simclr", None), ("scratch", "cpc", None)]
-)
-def test_scratch_has_its_own_rate(plan, monkeypatch, kind, name, rate):
-    calls = []
-    monkeypatch.setattr(tool, "run", lambda *words: calls.append([str(w) for w in words]))
-    encoder = begun(plan, name)
-    tool.word_error_rates(dataclasses.replace(plan, seeds=1), encoder, kind, plan.out / name)
-    (tune,) = [words for words in calls if words[0] == "finetune"]
-    preset = tune[tune.index("--preset") + 1]
-    numbers = [word for word in tune if "=" in word]
-    found = load(preset, numbers).optim.lr
-    assert found == (float(rate) if rate else load(preset).optim.lr)
-    assert ("--like" if kind == "scratch" else "--init") in tune
-
-
 def test_every_step_is_timed_before_anything_is_trained(plan, monkeypatch):
     events = []
 
