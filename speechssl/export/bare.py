@@ -30,7 +30,7 @@ class EncoderAlone(Objective):
 
     def __init__(self, config: EncoderAloneConfig, encoder: Encoder):
         super().__init__(config, encoder)
-        self.mask_embedding = nn.Parameter(torch.rand(encoder.dim))
+        self.mask_embedding = nn.Parameter(torch.rand(encoder.projected_dim))
 
     def forward(self, batch: Batch) -> LossOutput:
         raise UserError(

@@ -57,6 +57,7 @@ class Encoder(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.context = build_context(config.context, config.context.dim if config.project else channels)
         self.dim, self.latent_dim = self.context.dim, channels
+        self.projected_dim = config.context.dim if config.project else channels  # what `project` gives, and is masked
         self.num_layers = len(self.context.blocks)
         # How many of `layers`, from the last one back, have `dim` channels: all, unless the context reads the latents
         # themselves and they have more or fewer.

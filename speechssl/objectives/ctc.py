@@ -48,7 +48,7 @@ class CTC(Transcription):
     def __init__(self, config: CTCConfig, encoder: Encoder):
         super().__init__(config, encoder)
         self.augment = Augment(config.augment)
-        self.mask_embedding = nn.Parameter(torch.rand(encoder.dim))
+        self.mask_embedding = nn.Parameter(torch.rand(encoder.projected_dim))
         self.head = TokenHead(encoder.dim, config.vocab_size, config.symbols_per_frame, config.head_dropout)
         self.encoder_is_frozen = False
         if config.freeze_feature_encoder:

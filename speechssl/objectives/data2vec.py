@@ -57,7 +57,7 @@ class Data2Vec(Objective):
                 f"objective.top_layers is {config.top_layers}, and encoder.context has {encoder.num_layers} blocks: "
                 "choose so many or fewer."
             )
-        self.mask_embedding = nn.Parameter(torch.rand(encoder.dim))
+        self.mask_embedding = nn.Parameter(torch.rand(encoder.projected_dim))
         self.prediction = nn.Linear(encoder.dim, encoder.dim)
         self.teacher = Teacher(encoder.context)
         self.decay = config.decay_start  # set by before_step, a function of the step

@@ -51,7 +51,7 @@ class HuBERT(Objective):
         super().__init__(config, encoder)
         if config.feature_gradient == 0:  # DDP would wait for gradients that never come
             encoder.feature_encoder.requires_grad_(False)
-        self.mask_embedding = nn.Parameter(torch.rand(encoder.dim))
+        self.mask_embedding = nn.Parameter(torch.rand(encoder.projected_dim))
         self.prediction = nn.Linear(encoder.dim, config.targets_per_frame * config.final_dim)
         self.unit_embeddings = nn.Parameter(torch.rand(config.num_units, config.final_dim))
 

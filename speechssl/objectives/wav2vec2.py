@@ -61,7 +61,7 @@ class Wav2Vec2(Objective):
         super().__init__(config, encoder)
         if config.feature_gradient == 0:  # DDP would wait for gradients that never come
             encoder.feature_encoder.requires_grad_(False)
-        self.mask_embedding = nn.Parameter(torch.rand(encoder.dim))
+        self.mask_embedding = nn.Parameter(torch.rand(encoder.projected_dim))
         self.quantizer = GumbelQuantizer(
             encoder.latent_dim,
             num_codebooks=config.num_codebooks,

@@ -67,6 +67,19 @@ def test_masks_cover_frames_with_the_embedding_and_channels_with_zero():
     assert not covered[torch.arange(40) >= frames[:, None]].any(), "no mask on padding"
 
 
+def test_masks_are_as_wide_as_what_the_context_reads():
+    """CPC and APC: a recurrent network reads latents of another width than its own."""
+    objective = CTC(
+        CTCConfig(vocab_size=VOCAB, time_mask_start_prob=0.3, time_mask_length=3), tiny_encoder("recurrent")
+    )
+    output = objective.train()(batch_of_three())
+    output.loss.backward()
+    assert output.loss.isfinite()
+    assert objective.mask_embedding.grad is not None
+    assert objective.mask_embedding.shape == (16,)
+    assert objective.mask_embedding.grad.any()
+
+
 def test_sound_is_changed_while_training_only():
     batch = batch_of_three()
     objective = ctc(**NO_MASKS, augment=AugmentConfig(speed=0.2, noise_prob=1.0))
