@@ -55,13 +55,13 @@ class Encoder(nn.Module):
         self.latent_norm = nn.LayerNorm(channels) if config.latent_norm else nn.Identity()
         self.projection = nn.Linear(channels, config.context.dim) if config.project else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
-        self.context = build_context(config.context, config.context.dim if config.project else channels)
+        self.projected_dim = config.context.dim if config.project else channels  # what the context reads, and is masked
+        self.context = build_context(config.context, self.projected_dim)
         self.dim, self.latent_dim = self.context.dim, channels
-        self.projected_dim = config.context.dim if config.project else channels  # what `project` gives, and is masked
         self.num_layers = len(self.context.blocks)
         # How many of `layers`, from the last one back, have `dim` channels: all, unless the context reads the latents
         # themselves and they have more or fewer.
-        self.num_alike = self.num_layers + int(config.project or channels == self.dim)
+        self.num_alike = self.num_layers + int(self.projected_dim == self.dim)
         self.hop = self.feature_encoder.hop  # samples per frame
         self.channels = self.feature_encoder.channels  # of what it reads: 1 for sound
 

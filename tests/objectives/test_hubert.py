@@ -29,6 +29,13 @@ def with_units(objective: HuBERT, *lengths: int) -> Batch:
     return replace(batch, units=torch.randint(V, (len(lengths), frames)))
 
 
+def test_masks_are_as_wide_as_what_the_context_reads():
+    objective = model("recurrent")
+    assert objective.encoder.projected_dim != objective.encoder.dim
+    assert objective(with_units(objective, 3000, 2400)).loss.isfinite()
+    assert objective.mask_embedding.shape == (objective.encoder.projected_dim,)
+
+
 # -------------------------------------------------------------------------------------------------------------- parity
 
 

@@ -23,6 +23,13 @@ def model(kind="group", **numbers) -> Wav2Vec2:
     return objective
 
 
+def test_masks_are_as_wide_as_what_the_context_reads():
+    objective = model("recurrent")
+    assert objective.encoder.projected_dim != objective.encoder.dim
+    assert objective(tiny_batch(3000, 2400)).loss.isfinite()
+    assert objective.mask_embedding.shape == (objective.encoder.projected_dim,)
+
+
 def drawn(objective, batch):
     """A mask, negatives and noise for a batch."""
     frames = objective.encoder.frame_lengths(batch.lengths)
