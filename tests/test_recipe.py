@@ -115,6 +115,25 @@ def test_systems_side_by_side_are_each_done_once(stand_in):
     assert "one-seed1: threads 3\n" in done.stdout  # of five cores
 
 
+@pytest.mark.parametrize("dev", [[], ["dev"]])
+def test_units_are_made_before_an_encoder_that_learns_them(stand_in, dev):
+    conf = stand_in / "mine.conf"
+    text = conf.read_text() + "unit_features=(--mfcc --cmvn) num_units=7\n"
+    conf.write_text(text + "dev_manifest=$manifests/dev.jsonl\n" if dev else text)
+    done = run_recipe(stand_in, "--stage", "5", "--stop-stage", "5", bin_folder=stand_in / "bin")
+    assert done.returncode == 0, done.stdout + done.stderr
+    manifests, exp = stand_in / "data/demo/manifests", stand_in / "exp"
+    asked = (stand_in / "asked").read_text().splitlines()
+    made = [f"features {manifests}/unlabelled.jsonl --mfcc --cmvn -o {exp}/features/train"]
+    made += [f"features {manifests}/{part}.jsonl --mfcc --cmvn -o {exp}/features/{part}" for part in dev]
+    made += [f"kmeans {exp}/features/train -k 7 -o {exp}/kmeans.safetensors"]
+    parts = " ".join(f"{exp}/features/{part}" for part in ["train", *dev])
+    made += [f"units {parts} --kmeans {exp}/kmeans.safetensors -o {exp}/units"]
+    assert asked[:-1] == made
+    assert asked[-1].startswith("pretrain ")
+    assert asked[-1].endswith(f" data.units={exp}/units")
+
+
 def test_a_broken_system_does_not_stop_the_one_beside_it(stand_in):
     conf = stand_in / "mine.conf"
     conf.write_text(conf.read_text().replace("(one two)", "(one broken)"))

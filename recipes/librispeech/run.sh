@@ -64,7 +64,16 @@ tune() {   # PRESET --init RUN | --like RUN [KEY=VALUE ...]
   run $launch speechssl finetune --preset "$1" "$2" "$3" --train "$train_manifest" "${validate[@]}" \
     --vocabulary "$tuned/vocabulary.json" -o "$tuned/$system" "${tune_numbers[@]}" "${@:4}" "${seed[@]}"
 }
+make_units() {   # of what is pretrained on and, where training validates, of what it validates on
+  run speechssl features "$pretrain_manifest" "${unit_features[@]}" -o "$exp/features/train"
+  [ -z "$dev_manifest" ] || run speechssl features "$dev_manifest" "${unit_features[@]}" -o "$exp/features/dev"
+  run speechssl kmeans "$exp/features/train" -k "$num_units" -o "$exp/kmeans.safetensors"
+  run speechssl units "$exp/features/train" ${dev_manifest:+"$exp/features/dev"} --kmeans "$exp/kmeans.safetensors" \
+    -o "$exp/units"
+  pretrain_numbers+=("data.units=$exp/units")
+}
 warm_preset= warm=()   # a preset pretrained first
+unit_features=() num_units=100   # for HuBERT and WavLM: what `speechssl features` makes units from, and how many
 warm_numbers=() pretrain_numbers=() tune_numbers=()   # KEY=VALUE ... of the three
 source "$conf"   # which corpora, presets and systems: variables and functions for the stages below
 if [ -n "$seeds" ]; then   # a folder for each system and seed
@@ -95,6 +104,7 @@ if stage_is_due 5 "pretrain"; then
       "${warm_numbers[@]}"
     warm=(--init "$exp/warm")
   fi
+  [ ${#unit_features[@]} -eq 0 ] || make_units
   run $launch speechssl pretrain --preset "$pretrain_preset" --train "$pretrain_manifest" "${validate[@]}" \
     -o "$exp/pretrain" "${warm[@]}" "${pretrain_numbers[@]}"
 fi
