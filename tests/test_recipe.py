@@ -131,7 +131,7 @@ def test_units_are_made_before_an_encoder_that_learns_them(stand_in, dev):
     made += [f"units {parts} --kmeans {exp}/kmeans.safetensors -o {exp}/units"]
     assert asked[:-1] == made
     assert asked[-1].startswith("pretrain ")
-    assert asked[-1].endswith(f" data.units={exp}/units")
+    assert asked[-1].endswith(f" data.units={exp}/units objective.num_units=7")
 
 
 def test_a_broken_system_does_not_stop_the_one_beside_it(stand_in):

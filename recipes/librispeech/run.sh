@@ -70,7 +70,7 @@ make_units() {   # of what is pretrained on and, where training validates, of wh
   run speechssl kmeans "$exp/features/train" -k "$num_units" -o "$exp/kmeans.safetensors"
   run speechssl units "$exp/features/train" ${dev_manifest:+"$exp/features/dev"} --kmeans "$exp/kmeans.safetensors" \
     -o "$exp/units"
-  pretrain_numbers+=("data.units=$exp/units")
+  pretrain_numbers+=("data.units=$exp/units" "objective.num_units=$num_units")
 }
 warm_preset= warm=()   # a preset pretrained first
 unit_features=() num_units=100   # for HuBERT and WavLM: what `speechssl features` makes units from, and how many
