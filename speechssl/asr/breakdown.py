@@ -1,20 +1,35 @@
-"""Where the word errors are: per speaker, per length; and what the texts as a whole say about the system."""
+"""Word errors per utterance, speaker and length, and what the texts as a whole say about the system."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from speechssl.asr.score import UtteranceScore
 
 COLLAPSED_SHARE = 0.9  # of the hypotheses are empty: the model answers blank everywhere
 SAME_SHARE = 0.5  # of the hypotheses are one text
 SHORT, LONG = 0.6, 1.5  # letters or words of the hypotheses over those of the references
 ENOUGH = 10  # utterances, for a sentence about all of them
+
+
+@dataclass(frozen=True)
+class UtteranceScore:
+    """Word errors of one utterance."""
+
+    id: str
+    words: int
+    substitutions: int
+    insertions: int
+    deletions: int
+    reference: str
+    hypothesis: str
+
+    @property
+    def errors(self) -> int:
+        return self.substitutions + self.insertions + self.deletions
 
 
 def by_speaker(rows: Sequence[UtteranceScore], speakers: Mapping[str, str]) -> dict[str, dict[str, Any]]:

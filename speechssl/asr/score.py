@@ -13,7 +13,7 @@ from pathlib import Path
 import jiwer
 import numpy as np
 
-from speechssl.asr.breakdown import by_length, by_speaker, diagnose
+from speechssl.asr.breakdown import UtteranceScore, by_length, by_speaker, diagnose
 from speechssl.asr.files import read_rows, read_settings, text_rule
 from speechssl.data.manifest import Manifest
 from speechssl.data.tokens import Tokenizer, normalize_text
@@ -25,23 +25,6 @@ WORST = 50  # utterances shown aligned
 
 class ScoreError(UserError):
     """Texts that cannot be scored. The message names the utterances."""
-
-
-@dataclass(frozen=True)
-class UtteranceScore:
-    """Word errors of one utterance."""
-
-    id: str
-    words: int
-    substitutions: int
-    insertions: int
-    deletions: int
-    reference: str
-    hypothesis: str
-
-    @property
-    def errors(self) -> int:
-        return self.substitutions + self.insertions + self.deletions
 
 
 @dataclass(frozen=True)
