@@ -5,8 +5,8 @@
 #   recipes/librispeech/run.sh --preset demo
 #   recipes/librispeech/run.sh --preset base-960h --data /corpora --labels 10min --fold 0 --stage 3 --stop-stage 6
 #
-#   --preset NAME      a file of conf/: demo, demo-two, demo-raw (no download, no GPU), mini, base-960h, large-60k, or your
-#                      own .conf
+#   --preset NAME      a file of conf/: demo, demo-two, demo-raw (no download, no GPU), mini, base-960h, large-60k, real
+#                      (speech that you have), or your own .conf
 #   --data DIR         where corpora and manifests lie          (default: data)
 #   --exp DIR          where runs and results go                (default: exp/NAME)
 #   --labels SPLIT     10min, 1h, 10h, 100h, or any as 3min     (default: 10min)
