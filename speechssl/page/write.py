@@ -49,8 +49,8 @@ def write_page(
     found = find_probes(runs, probe_folders)
     sections = [
         ("runs", "Runs", "", runs_table(runs)),
-        ("learning", "Learning", "", learning(runs)),
         ("scores", "Scores", "", wer_table(runs) + spread(runs)),
+        ("learning", "Learning", "", learning(runs)),
         ("listening", "Listening", LISTENING, listening(runs, each, BUDGET)),
         ("masks", "Masks", MASKS, masks(runs)),
         ("embeddings", "Embeddings", EMBEDDINGS, embeddings(runs, colour_by, method)),

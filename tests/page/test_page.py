@@ -31,7 +31,7 @@ def test_every_figure_is_there(html):
     tree = parsed(html)
     ids = [attributes["id"] for _, attributes in tree.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
-    sections = ("runs", "learning", "scores", "listening", "masks", "embeddings", "probes")
+    sections = ("runs", "scores", "learning", "listening", "masks", "embeddings", "probes")
     assert {*sections} <= {*ids}
     assert [a["href"] for a in tree.find("a") if "href" in a][1:] == [f"#{name}" for name in sections]
     charts = {"curve-0-loss", "curve-0-accuracy", "curve-0-code_perplexity", "curve-0-gradient_norm", "curve-0-lr"}
