@@ -78,6 +78,8 @@ def _is_metric(name: str) -> bool:
 def _group(place: int, runs: list[RunRecord]) -> str:
     names = dict.fromkeys(name for run in runs for name in [*run.train, *run.valid] if _is_metric(name))
     ordered = sorted(names, key=lambda n: (FIRST.index(n) if n in FIRST else len(FIRST), n))
+    if any(all(_same(run, "loss", name) for run in runs) for name in ordered if name != "loss"):
+        ordered.remove("loss")  # of one term, which has a chart
     codes = [name for name in ordered if "perplexity" in name]
     title = ", ".join(dict.fromkeys(run.objective for run in runs))
     parts = [
@@ -108,6 +110,10 @@ def legend(runs: Iterable[RunRecord], note: str = "") -> str:
 def _any(name: str, runs: list[RunRecord]) -> bool:
     """Whether it was ever anything but 0."""
     return any(value for run in runs for _, value in run.train.get(name, ()))
+
+
+def _same(run: RunRecord, one: str, other: str) -> bool:
+    return all(curves.get(one) == curves.get(other) for curves in (run.train, run.valid))
 
 
 def _chart(place: int, name: str, title: str, runs: list[RunRecord]) -> Chart:

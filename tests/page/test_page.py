@@ -38,6 +38,7 @@ def test_every_figure_is_there(html):
     charts |= {"curve-0-audio_per_second", "curve-0-wait", "curve-1-ctc", "curve-1-wer", "spread-test", "wer-table"}
     charts |= {"probe-0-linear", "probe-0-labels", "map-0-log-mel", "map-0-1", "map-0-2"}
     assert charts <= {*ids}
+    assert "curve-1-loss" not in ids  # CTC's only term
     assert "chance 1.79" in tree.text  # ln 6, of the tiny wav2vec 2.0
     assert "all codes 16.0" in tree.text
     assert len(tree.find("figure", class_="mask")) == 3
