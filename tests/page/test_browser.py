@@ -86,6 +86,7 @@ def test_values_are_read_by_pointer_and_by_keyboard(opened, address):
     plot = page.locator("#curve-0-loss .plot")
     readout = plot.locator(".readout")
     assert not readout.is_visible()
+    plot.scroll_into_view_if_needed()
     box = plot.bounding_box()
     page.mouse.move(box["x"] + box["width"] - 1, box["y"] + 20)
     assert readout.inner_text().startswith("10.0 updates")
