@@ -134,6 +134,37 @@ def test_units_are_made_before_an_encoder_that_learns_them(stand_in, dev):
     assert asked[-1].endswith(f" data.units={exp}/units objective.num_units=7")
 
 
+UNITS = ["features", "kmeans", "units"]  # the verbs that make them
+
+
+@pytest.mark.parametrize(
+    ("preset", "before", "options", "tuned_for"),
+    [
+        ("hubert-tiny", UNITS, "data.units={exp}/units objective.num_units=100", "ctc-tiny-mel"),
+        ("wavlm-tiny", UNITS, "data.units={exp}/units objective.num_units=100", "ctc-tiny-mel"),
+        ("wav2vec2-tiny", ["pretrain"], "--init {exp}/warm", "ctc-tiny"),
+        ("cpc-tiny", [], "", "ctc-tiny"),
+        ("autoencoder-tiny", [], "", "ctc-tiny"),
+        ("apc-tiny", [], "", "ctc-tiny-mel"),
+    ],
+)
+def test_real_gives_each_encoder_what_it_needs(stand_in, monkeypatch, preset, before, options, tuned_for):
+    monkeypatch.setenv("SPEECHSSL_DATA", str(stand_in))
+    monkeypatch.setenv("SYSTEMS", "pretrained")
+    monkeypatch.setenv("PRETRAIN", preset)
+    (stand_in / "begun").mkdir()
+    (stand_in / "begun" / "another").touch()  # so that no fine-tuning waits for one
+    stages = ["--stage", "5", "--stop-stage", "6", "--seeds", "1"]
+    done = run_recipe(stand_in, *stages, bin_folder=stand_in / "bin", preset="real")
+    assert done.returncode == 0, done.stdout + done.stderr
+    exp = stand_in / "exp"
+    *first, pretrained, tuned = (stand_in / "asked").read_text().splitlines()
+    assert [line.split()[0] for line in first] == before
+    made = f"pretrain --preset {preset} --train {stand_in}/data/real/manifests/unlabelled.jsonl -o {exp}/pretrain"
+    assert pretrained == " ".join([made, *options.format(exp=exp).split()])
+    assert tuned.startswith(f"finetune --preset {tuned_for} --init {exp}/pretrain ")
+
+
 def test_a_broken_system_does_not_stop_the_one_beside_it(stand_in):
     conf = stand_in / "mine.conf"
     conf.write_text(conf.read_text().replace("(one two)", "(one broken)"))
@@ -160,12 +191,12 @@ def test_what_the_recipe_refuses(stand_in, options, said):
     assert not (stand_in / "asked").exists()
 
 
-def run_recipe(folder: Path, *options: str, bin_folder: Path = Path(sys.executable).parent):
+def run_recipe(folder: Path, *options: str, bin_folder: Path = Path(sys.executable).parent, preset: str = ""):
     """The recipe with the interpreter that runs this test, or with other programs."""
     env = {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     env.pop("OMP_NUM_THREADS", None)
-    command = [ROOT / "recipes/librispeech/run.sh", "--preset", folder / "mine.conf", "--data", folder / "data"]
-    command += ["--exp", folder / "exp", *options]
+    command = [ROOT / "recipes/librispeech/run.sh", "--preset", preset or folder / "mine.conf"]
+    command += ["--data", folder / "data", "--exp", folder / "exp", *options]
     return subprocess.run(command, capture_output=True, text=True, env=env, timeout=400, check=False)
 
 
