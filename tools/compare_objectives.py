@@ -7,8 +7,9 @@
 Stop it at any time and run it again: what is done is not done twice. `exp/compare/table.md` grows with every answer.
 An objective that fails is named at the end, and the others go on. Equal compute means equal minutes on this machine:
 the steps of all presets are timed before anything is trained (leave the machine alone for that), their updates follow,
-and the learning rate's schedule fits them. `wav2vec2` starts from the convolutions of `cpc`, and `hubert-2` learns
-units of a layer of `hubert`: their minutes come on top of those.
+and the learning rate's schedule fits them. For another `--pretrain-seed`, copy `*/plan.json` into its folder first, so
+that every encoder gets as many updates as before. `wav2vec2` starts from the convolutions of `cpc`, and `hubert-2`
+learns units of a layer of `hubert`: their minutes come on top of those.
 
 Random weights of the same architecture stand beside every encoder: with the encoder frozen, and, as `scratch`, with all
 of it fine-tuned. Objectives that share an architecture share these, in `exp/compare/random`. The row `log-mel` is the
@@ -61,6 +62,7 @@ class Plan:
     seeds: int
     probe_updates: int
     tune_updates: int
+    pretrain_seed: int = 1
 
 
 class Failed(Exception):
@@ -161,7 +163,8 @@ def pretrain(plan: Plan, name: str) -> Path:
             extra = ["encoder.context.num_layers=0"]
         else:
             updates = updates_for(plan, name)
-        numbers = [f"train.updates={updates}", f"train.log_every={max(1, updates // 20)}", *extra]
+        numbers = [f"train.updates={updates}", f"train.log_every={max(1, updates // 20)}"]
+        numbers += [f"train.seed={plan.pretrain_seed}", *extra]
         run("pretrain", "--preset", preset, "--train", plan.unlabelled, "-o", folder / "pretrain", *numbers)
     return folder / "pretrain"
 
@@ -291,9 +294,11 @@ def main(
     seeds: Annotated[int, typer.Option(min=1, help="Of each word error rate.")] = 3,
     probe_updates: Annotated[int, typer.Option(min=0, help="Of the frozen encoder's CTC head; 0: none.")] = 1000,
     tune_updates: Annotated[int, typer.Option(min=0, help="Of full fine-tuning, pretrained and scratch; 0: none.")] = 0,
+    pretrain_seed: Annotated[int, typer.Option(help="Of every pretraining; each wants a folder of its own.")] = 1,
 ) -> None:
     """One row per pretext task: error rates and accuracies of its encoder, beside random weights and log-mel."""
-    plan = Plan(out, minutes, unlabelled, tune, test, vocabulary, speakers, words, seeds, probe_updates, tune_updates)
+    files = (unlabelled, tune, test, vocabulary, speakers, words)
+    plan = Plan(out, minutes, *files, seeds, probe_updates, tune_updates, pretrain_seed)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(REQUEUE))
     names = only or [LOG_MEL, *PRESETS]
     failed = []

@@ -105,6 +105,17 @@ def test_every_step_is_timed_before_anything_is_trained(plan, monkeypatch):
         tool.updates_for(plan, "cpc")
 
 
+def test_pretraining_has_a_seed_of_its_own(plan, monkeypatch):
+    asked = []
+    monkeypatch.setattr(tool, "run", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(tool, "answer", tool.pretrain)
+    monkeypatch.setattr(tool, "updates_for", lambda plan, name: 20)
+    monkeypatch.setattr(tool.signal, "signal", lambda *_: None)
+    tool.main(plan.out, only=["moco"], pretrain_seed=7, **PATHS, **PAIRS)
+    assert [arguments[0] for arguments in asked] == ["pretrain"]
+    assert "train.seed=7" in asked[0]
+
+
 def test_what_is_timed_waits_for_no_other_run(plan, monkeypatch):
     (plan.out / "cpc").mkdir()
     (plan.out / "cpc" / "plan.json").write_text('{"updates": 9, "minutes": 1}')
