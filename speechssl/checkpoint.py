@@ -29,6 +29,7 @@ from speechssl.stored import MOMENTS, WEIGHTS, CheckpointError, read_record, rea
 from speechssl.watch import Counts
 
 FORMAT = 1
+QUANTIZER = "encoder.context.quantizer."
 
 
 @dataclass
@@ -271,6 +272,8 @@ def initialize(objective: Objective, path: str | Path, part: str = "encoder") ->
     own = objective.state_dict()
     prefix = "encoder." if part == "encoder" else "encoder.feature_encoder."
     wanted, given = ({k: v for k, v in weights.items() if k.startswith(prefix)} for weights in (own, tensors))
+    if not any(k.startswith(QUANTIZER) for k in wanted):  # only VQ-APC's prediction needs it
+        given = {k: v for k, v in given.items() if not k.startswith(QUANTIZER)}
     problems = _misfits(wanted, given)
     if problems:
         raise CheckpointError(f"{path}: its {part} does not fit this configuration: {_first(problems)}.")

@@ -10,8 +10,10 @@ import yaml
 from tiny_run import RATE, ROOT, WORDS, make_corpus, one_sentence, speech, tiny_plain
 
 from speechssl import cli
+from speechssl.checkpoint import find_checkpoint
 from speechssl.config import presets
 from speechssl.errors import REQUEUE
+from speechssl.stored import WEIGHTS, read_tensors
 
 
 def test_help_of_every_verb(command):
@@ -152,3 +154,21 @@ def test_the_verbs_in_a_row(command, tmp_path):
 
     pretrained_only = command("decode", tmp_path / "pretrain", manifest, "-o", tmp_path / "no.jsonl")
     assert "was not fine-tuned" in one_sentence(pretrained_only)
+
+
+@pytest.mark.parametrize(("asked", "kept"), [([], 0), (["encoder.context.quantize_after=2"], 2)])
+def test_labels_are_learnt_in_front_of_the_last_quantizer(command, tmp_path, asked, kept):
+    """Not from the codes of VQ-APC, which keep little of what its last layer says."""
+    corpus = make_corpus(tmp_path / "sound", (0.5, 0.6, 0.7))
+    (tmp_path / "apc.yaml").write_text(yaml.safe_dump(tiny_plain("apc", corpus, train={"updates": 1})))
+    assert command("pretrain", "-p", tmp_path / "apc.yaml", "--train", corpus.manifest, "-o", tmp_path / "apc")[0] == 0
+    files = ["--train", corpus.manifest, "--vocabulary", corpus.vocabulary, "-o", tmp_path / "ctc"]
+    numbers = ["train.updates=1", "data.workers=0", "encoder.dropout=0", *asked]
+    status, out, err = command("finetune", "-p", "ctc-tiny", "--init", tmp_path / "apc", *files, *numbers)
+    assert status == 0, err
+    assert f"encoder from {tmp_path / 'apc'}" in out
+    assert ("left out" in out) == (not kept)
+    config = yaml.safe_load((tmp_path / "ctc" / "config.yaml").read_text())
+    assert config["encoder"]["context"]["quantize_after"] == kept
+    names = read_tensors(find_checkpoint(tmp_path / "ctc") / WEIGHTS)
+    assert any("quantizer" in name for name in names) == bool(kept)

@@ -68,8 +68,7 @@ def finetune(
     # A number that this run's context network does not have (attention dropout of a GRU) is left out.
     numbers = dict(config.encoder)
     if "name" not in numbers.get("context", {}):
-        known = context_numbers(source)
-        numbers["context"] = {k: v for k, v in numbers.get("context", {}).items() if k in known}
+        numbers["context"] = _context_numbers(source, numbers.get("context", {}))
     heard = {"sample_rate": source.data.sample_rate, "normalize": source.data.normalize}
     config = config.override(
         data={**_paths(train, valid), **heard, "vocabulary": str(vocabulary.resolve()) if vocabulary else ""},
@@ -131,15 +130,22 @@ def describe(config) -> list[tuple[str, str]]:
     ]
 
 
-def context_numbers(config) -> set[str]:
-    """Which keys `encoder.context` of a run may hold."""
-    from dataclasses import fields
+def _context_numbers(source, wanted: dict) -> dict:
+    """What of the wanted `encoder.context` a run's context network has.
+
+    A quantizer behind its last layer is left out unless it is wanted: labels are learnt from what the layer says, of
+    which codes keep little (S3PRL's downstream tasks read VQ-APC there too).
+    """
+    from dataclasses import asdict
 
     from speechssl.config import parse
     from speechssl.nn.encoder import EncoderConfig
 
-    encoder = parse(EncoderConfig, config.encoder, source=config.name, path="encoder")
-    return {field.name for field in fields(encoder.context)}
+    context = asdict(parse(EncoderConfig, source.encoder, source=source.name, path="encoder").context)
+    if 0 < context.get("quantize_after", 0) == context["num_layers"] and "quantize_after" not in wanted:
+        print("The quantizer behind the last layer is left out (to keep it: encoder.context.quantize_after=...).")
+        wanted = {**wanted, "quantize_after": 0}
+    return {key: value for key, value in wanted.items() if key in context}
 
 
 def _paths(train: Path, valid: Path | None) -> dict:
