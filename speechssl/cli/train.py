@@ -142,8 +142,9 @@ def _context_numbers(source, wanted: dict) -> dict:
     from speechssl.nn.encoder import EncoderConfig
 
     context = asdict(parse(EncoderConfig, source.encoder, source=source.name, path="encoder").context)
-    if 0 < context.get("quantize_after", 0) == context["num_layers"] and "quantize_after" not in wanted:
-        print("The quantizer behind the last layer is left out (to keep it: encoder.context.quantize_after=...).")
+    last = context.get("num_layers")
+    if last and context.get("quantize_after") == last and "quantize_after" not in wanted:
+        print(f"The quantizer behind the last layer is left out (to keep it: encoder.context.quantize_after={last}).")
         wanted = {**wanted, "quantize_after": 0}
     return {key: value for key, value in wanted.items() if key in context}
 
