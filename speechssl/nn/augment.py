@@ -63,9 +63,10 @@ def change_speed(waveforms: Tensor, lengths: Tensor, percents: Tensor, slowest: 
     from torchaudio.functional import resample
 
     changed = waveforms.new_zeros(len(waveforms), waveforms.shape[1] * 100 // slowest)
-    for row, waveform, percent in zip(changed, waveforms, percents.tolist(), strict=True):
-        resampled = resample(waveform, percent, 100, lowpass_filter_width=HALF_WIDTH, rolloff=ROLLOFF)[: len(row)]
-        row[: len(resampled)] = resampled
+    with torch.autocast(waveforms.device.type, enabled=False):  # bf16 would round the sound itself to 8 bits
+        for row, waveform, percent in zip(changed, waveforms, percents.tolist(), strict=True):
+            resampled = resample(waveform, percent, 100, lowpass_filter_width=HALF_WIDTH, rolloff=ROLLOFF)[: len(row)]
+            row[: len(resampled)] = resampled
     lengths = lengths * 100 // percents
     return zero_padding(changed, lengths), lengths
 

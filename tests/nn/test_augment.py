@@ -233,6 +233,15 @@ def test_each_change_is_made_on_its_own(name):
     assert masked.equal(frames) != of_frames
 
 
+def test_mixed_precision_does_not_round_the_sound():
+    waveforms, lengths = speech(4000, 2500)
+    torch.manual_seed(1)
+    expected = Augment(ALL)(waveforms, lengths)
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(Augment(ALL)(waveforms, lengths), expected, atol=0, rtol=0)
+
+
 def test_a_share_of_the_utterances_is_changed():
     waveforms, lengths = speech(*[40] * 1000)
     changed, _ = Augment(AugmentConfig(noise_prob=0.3))(waveforms, lengths)
