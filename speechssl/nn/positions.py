@@ -57,6 +57,12 @@ def same_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int
     y = F.pad(x.transpose(1, 2), (behind, kernel - 1 - behind))
     if x.device.type == "cpu" and kernel >= 32 and not torch.compiler.is_compiling():
         return _by_spectra(y, weight, bias, groups, frames).to(x.dtype)
+    if x.device.type == "cpu" and (torch.is_autocast_enabled("cpu") or x.dtype not in (torch.float32, torch.float64)):
+        # In bf16, oneDNN as of torch 2.14 computes grouped convolutions wrongly on CPUs with AMX (8 or 12 channels a
+        # group and 8 taps: off by as much as the output).
+        with torch.autocast("cpu", enabled=False):
+            bias = None if bias is None else bias.float()
+            return F.conv1d(y.float(), weight.float(), bias, groups=groups).transpose(1, 2).to(x.dtype)
     return F.conv1d(y, weight, bias, groups=groups).transpose(1, 2)
 
 

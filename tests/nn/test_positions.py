@@ -249,6 +249,18 @@ def test_impossible_numbers():
         tiny_transformer(relative_buckets=64, relative_distance=16)
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+def test_short_kernels_are_not_narrow_on_a_cpu(groups):
+    """oneDNN's grouped convolution in bf16 is wrong on CPUs with AMX."""
+    x, weight, bias = torch.randn(2, 99, 32), torch.randn(32, 32 // groups, 8), torch.randn(32)
+    expected = same_convolution(x, weight, bias, groups, False)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert same_convolution(x, weight, bias, groups, False).equal(expected)
+    narrow = same_convolution(x.bfloat16(), weight.bfloat16(), bias.bfloat16(), groups, False)
+    assert narrow.dtype == torch.bfloat16
+    torch.testing.assert_close(narrow.float(), expected, atol=0.3, rtol=0)
+
+
 @pytest.mark.parametrize("kernel", [32, 63, 128])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("frames", [1, 40, 64, 150])
